@@ -1,0 +1,69 @@
+"""Where everything of a run lies: the one place that spells the folder names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline.durable import write_text
+from pipeline.recipe import Recipe
+
+RUNS_VARIABLE = "ADAPONDER_RUNS"
+
+
+def runs_root(given: Path | None) -> Path:
+    """The folder of all runs: --runs, else ADAPONDER_RUNS, else ./runs; absolute."""
+    return Path(given or os.environ.get(RUNS_VARIABLE) or "runs").absolute()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+    """Folder of all runs; mlflow.db lies here."""
+    recipe: Recipe
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.recipe.name
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def shards(self) -> Path:
+        """The run's shards, or those made before that the recipe points at."""
+        return self.path / self.recipe.data.shards
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def release(self) -> Path:
+        return self.path / "release"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def evaluation(self, checkpoint_name: str, suite: str) -> Path:
+        return self.path / "evaluation" / checkpoint_name / suite
+
+    def write_recipe(self) -> None:
+        """Write the resolved recipe; it and the folder reproduce the run."""
+        text = f"# Resolved recipe, sha256 {self.recipe.hash()}\n"
+        write_text(self.recipe_file, text + yaml.safe_dump(self.recipe.resolved(), sort_keys=False, allow_unicode=True))
