@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast lint format constraints clean install
+.PHONY: quickstart test test-fast lint format constraints clean install docs
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
@@ -26,6 +26,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 install: $(INSTALLED)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pipeline.recipe_doc > docs/recipe.md
 
 # The stamp is newer than what it was made from, so a second call installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -20,7 +20,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    # The line under a field is its description; docs/recipe.md is made from them.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class JsonLinesSource(Section):
@@ -78,6 +79,8 @@ class TrainedTokenizer(Section):
 
 
 class TokenizeSection(Section):
+    """How documents become rows of tokens."""
+
     tokenizer: str | TrainedTokenizer
     """A folder, a tokenizer.json or a hub id; or {train_vocab_size: n}."""
     end_of_document: str = "<|endoftext|>"
@@ -92,6 +95,8 @@ class TokenizeSection(Section):
 
 
 class DataSection(Section):
+    """Where the rows lie."""
+
     shards: str = "shards"
     """Folder of shards; relative to the run's folder, or absolute for shards made before."""
 
@@ -118,6 +123,8 @@ class Architecture(Section):
 
 
 class ModelSection(Section):
+    """The network: a GPT-NeoX backbone and how it ponders (method sections 1, 2 and 5)."""
+
     backbone: str | Architecture
     """A GPT-NeoX checkpoint by hub id or folder, or the architecture in numbers."""
     start: Literal["scratch", "weights"]
@@ -192,6 +199,8 @@ class OptimizerSection(Section):
 
 
 class TrainSection(Section):
+    """How the network is trained, and on how many ranks."""
+
     strategy: str = "zero1"
     """A file of ds_configs/ by name, or the path of a DeepSpeed JSON file."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -214,6 +223,8 @@ class TrainSection(Section):
 
 
 class EvaluateSection(Section):
+    """How a checkpoint is judged."""
+
     rows_per_source: PositiveInt | Literal["all"] = "all"
     """Validation rows a source; the first ones."""
     batch_rows: PositiveInt = 8
@@ -229,6 +240,8 @@ class TrackSection(Section):
 
 
 class ReleaseSection(Section):
+    """What is published."""
+
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the released weights."""
     license: str = "apache-2.0"
@@ -271,7 +284,9 @@ class Recipe(Section):
                 f"train.global_batch {self.train.global_batch} is not divisible by "
                 f"train.micro_batch {self.train.micro_batch}"
             )
-        elif isinstance(self.train.ranks, int) and self.train.global_batch % (self.train.ranks * self.train.micro_batch):
+        elif isinstance(self.train.ranks, int) and self.train.global_batch % (
+            self.train.ranks * self.train.micro_batch
+        ):
             problems.append(
                 f"train.global_batch {self.train.global_batch} is not divisible by train.ranks {self.train.ranks} "
                 f"x train.micro_batch {self.train.micro_batch}"

@@ -7,11 +7,11 @@ and in a release's provenance.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.durable import sha256_file, write_text
+from pipeline.durable import sha256_json, write_text
 from pipeline.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -91,6 +91,8 @@ class Manifest(_Entry):
     inputs: list[InputEntry]
     settings_sha256: str
     """Hash of the recipe's tokenize section and seed: tells whether a finished stage is the one asked for."""
+    settings: dict[str, Any] = {}
+    """What `settings_sha256` is the hash of; lets a refusal name the setting that differs."""
     command: str
     version: str
 
@@ -128,5 +130,13 @@ def write_manifest(shards: Path, manifest: Manifest) -> None:
 
 
 def manifest_hash(shards: Path) -> str:
-    """SHA-256 of manifest.json: the data set's name in everything made from it."""
-    return sha256_file(shards / MANIFEST_NAME)
+    """The data set's name in everything made from it: SHA-256 of what the manifest says of the data.
+
+    Where the inputs lay, what the tokenizer was called and which command wrote the shards is left out, so that the
+    same data made in another place is the same data: the order of the rows follows from this hash.
+    """
+    described = read_manifest(shards).model_dump(mode="json", exclude={"command", "version", "settings_sha256"})
+    del described["tokenizer"]["name"]
+    for entry in described["inputs"]:
+        del entry["path"]
+    return sha256_json(described)

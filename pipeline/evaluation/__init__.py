@@ -1,0 +1,1 @@
+"""What a checkpoint is worth on text it has not seen, and how deep it thinks there."""

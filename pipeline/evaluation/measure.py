@@ -1,0 +1,35 @@
+"""One pass of a network over rows, summed by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from pipeline.data.rows import RowReader
+from pipeline.evaluation.depth import DepthSums
+from pipeline.evaluation.perplexity import token_nll
+from pipeline.model import AdaPonderForCausalLM
+
+
+@torch.inference_mode()
+def measure(
+    model: AdaPonderForCausalLM,
+    reader: RowReader,
+    rows: int,
+    batch_rows: int,
+    post_batch: Callable[[int], None] = lambda rows: None,
+) -> DepthSums:
+    """Sums over the first `rows` rows of a validation set, `batch_rows` at a time, on the model's device.
+
+    The model must be in evaluation mode; it halts as its own configuration says. `post_batch` is told how many rows a
+    batch had.
+    """
+    sums = DepthSums(model.config.max_passes)
+    for first in range(0, rows, batch_rows):
+        inputs, shift_labels = reader.batch(range(first, min(first + batch_rows, rows)))
+        inputs, shift_labels = inputs.to(model.device), shift_labels.to(model.device)
+        output = model(inputs)
+        sums.add(token_nll(output.logits, shift_labels), output.depths, shift_labels)
+        post_batch(len(inputs))
+    return sums

@@ -1,0 +1,129 @@
+"""metrics.json: what an evaluation found, and of what. Its identity tells whether a finished evaluation is the one
+asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.data.manifest import SourceCount
+from pipeline.durable import write_text
+from pipeline.errors import WorldError
+from pipeline.evaluation.depth import DepthSums
+from pipeline.evaluation.perplexity import bits_per_byte, perplexity
+
+METRICS_NAME = "metrics.json"
+
+
+class _Entry(BaseModel):
+    # A perplexity beyond a double's range stands as Infinity, which Python's JSON reads back.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class DepthEntry(_Entry):
+    depth: int
+    """Passes, 1..K."""
+    tokens: int
+    loss: float | None
+    """Nats a token; null where no token has this depth."""
+
+
+class Measured(_Entry):
+    """Numbers of one source, or of all."""
+
+    rows: int
+    tokens: int
+    """Predicted tokens; padding is none."""
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    bits_per_byte: float
+    mean_depth: float
+    """Passes a token, 1..K."""
+    halted_share: list[float]
+    """Share of the tokens halted when pass 1, ..., K-1 is over."""
+    by_depth: list[DepthEntry]
+
+
+class Identity(_Entry):
+    """What was evaluated; two evaluations of the same give the same."""
+
+    suite: str
+    checkpoint: str
+    step: int
+    recipe_hash: str
+    """The recipe that trained the checkpoint."""
+    manifest_hash: str
+    rows_per_source: int | Literal["all"]
+
+
+class Metrics(_Entry):
+    """The content of metrics.json."""
+
+    schema_version: Literal[1] = 1
+    identity: Identity
+    max_passes: int
+    halting: str
+    """The network's own setting: none (no token halts) or masked."""
+    overall: Measured
+    sources: dict[str, Measured]
+    seconds: float
+    device: str
+
+    def flat(self) -> dict[str, float]:
+        """Numbers by name, for MLflow: loss, depth_2/loss, SOURCE/perplexity, ..."""
+        named = _flat(self.overall)
+        for source, measured in self.sources.items():
+            named.update({f"{source}/{name}": value for name, value in _flat(measured).items()})
+        return named
+
+
+def measured(sums: DepthSums, rows: int, text_bytes: float) -> Measured:
+    """All numbers of one group of rows; `text_bytes` is what its predicted tokens stand for."""
+    loss = sums.loss
+    pairs = zip(sums.tokens.tolist(), sums.loss_by_depth, strict=True)
+    return Measured(
+        rows=rows,
+        tokens=sums.total_tokens,
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_byte=bits_per_byte(loss, sums.total_tokens, text_bytes),
+        mean_depth=sums.mean_depth,
+        halted_share=sums.halted_share,
+        by_depth=[DepthEntry(depth=depth, tokens=n, loss=at) for depth, (n, at) in enumerate(pairs, start=1)],
+    )
+
+
+def bytes_of(tokens: int, count: SourceCount) -> float:
+    """Bytes of text that `tokens` predicted tokens of a source stand for, by its documents' ratio."""
+    return tokens * (count.text_bytes / count.tokens)
+
+
+def read_metrics(folder: Path) -> Metrics | None:
+    """The evaluation that stands in `folder`; None where none was finished; `WorldError` for a damaged file."""
+    path = folder / METRICS_NAME
+    try:
+        return Metrics.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise WorldError(f"{path} is damaged: remove it and evaluate again") from error
+
+
+def write_metrics(folder: Path, metrics: Metrics) -> None:
+    write_text(folder / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
+
+
+def _flat(measured: Measured) -> dict[str, float]:
+    named = {
+        name: float(getattr(measured, name)) for name in ("loss", "perplexity", "bits_per_byte", "mean_depth", "tokens")
+    }
+    for number, share in enumerate(measured.halted_share, start=1):
+        named[f"halted_share/pass_{number}"] = share
+    for entry in measured.by_depth:
+        named[f"depth_{entry.depth}/tokens"] = float(entry.tokens)
+        if entry.loss is not None:
+            named[f"depth_{entry.depth}/loss"] = entry.loss
+    return named

@@ -1,0 +1,122 @@
+"""Generated text whose tokens are tinted by their depth: where the model thought longer.
+
+The depths come from one forward over the finished text, which gives every token the depth it had when it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.style import Style
+from rich.text import Text
+
+from pipeline.errors import UserError
+from pipeline.model import AdaPonderForCausalLM
+
+# Cividis from light to dark: order and steps survive colour blindness and a black-and-white print.
+_LIGHT_TO_DARK = ((253, 234, 69), (203, 186, 105), (124, 123, 120), (87, 92, 109), (0, 34, 78))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text and the depth of the token it comes from."""
+
+    text: str
+    depth: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated text, prompt included."""
+
+    pieces: list[Piece]
+    prompt_pieces: int
+    """How many pieces at the start are the prompt's."""
+    max_passes: int
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+@torch.inference_mode()
+def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, new_tokens: int, seed: int) -> Sample:
+    """Sample `new_tokens` tokens after `prompt` (temperature 1, the 50 likeliest tokens), the same for the same seed.
+
+    `tokenizer` is a transformers tokenizer; an empty prompt starts at an end-of-document mark. Raises `UserError` when
+    prompt and new tokens are longer than the model's positions.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    limit = model.config.max_position_embeddings
+    if len(ids) + new_tokens > limit:
+        raise UserError(
+            f"{len(ids)} prompt tokens and {new_tokens} new ones are beyond the model's {limit} positions: shorten them"
+        )
+    inputs = torch.tensor([ids], device=model.device)
+    network: Any = model  # generate() is typed for a protocol that transformers' own models do not fulfil
+    if new_tokens:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            finished = network.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=new_tokens,
+                do_sample=True,
+                top_k=50,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+    else:
+        finished = inputs
+    depths = model(finished).depths[0].tolist()
+    given = _pieces(tokenizer, ids, depths[: len(ids)])
+    return Sample(
+        pieces=given + _pieces(tokenizer, finished[0].tolist()[len(ids) :], depths[len(ids) :]),
+        prompt_pieces=len(given),
+        max_passes=model.config.max_passes,
+    )
+
+
+def render(sample: Sample) -> Text:
+    """The sample for a terminal: every token on its depth's colour, the prompt in bold, and a legend below."""
+    text = Text()
+    for number, piece in enumerate(sample.pieces):
+        style = depth_style(piece.depth, sample.max_passes)
+        text.append(piece.text, style + Style(bold=True) if number < sample.prompt_pieces else style)
+    text.append("\n\ndepth ", Style(dim=True))
+    for depth in range(1, sample.max_passes + 1):
+        text.append(f" {depth} ", depth_style(depth, sample.max_passes))
+        text.append(" ")
+    mean = sum(piece.depth for piece in sample.pieces) / len(sample.pieces)
+    text.append(f"passes; mean {mean:.2f}; the prompt is bold", Style(dim=True))
+    return text
+
+
+def depth_style(depth: int, max_passes: int) -> Style:
+    """Black or white letters on the depth's colour: light for the shallowest, dark for the deepest."""
+    place = (depth - 1) / max(max_passes - 1, 1) * (len(_LIGHT_TO_DARK) - 1)
+    low = min(int(place), len(_LIGHT_TO_DARK) - 2)
+    share = place - low
+    pairs = zip(_LIGHT_TO_DARK[low], _LIGHT_TO_DARK[low + 1], strict=True)
+    red, green, blue = (round(a + (b - a) * share) for a, b in pairs)
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128
+    return Style(color="#000000" if bright else "#ffffff", bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int], depths: Sequence[int]) -> list[Piece]:
+    """Text token by token. Tokens that together make up one character stand in one piece, with the largest depth."""
+    pieces: list[Piece] = []
+    waiting: list[int] = []
+    deepest = 0
+    for place, (token, depth) in enumerate(zip(ids, depths, strict=True)):
+        waiting.append(token)
+        deepest = max(deepest, depth)
+        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        # Half a character decodes to the replacement mark; a character has at most four bytes, so at most four tokens.
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < 4 and place < len(ids) - 1:
+            continue
+        pieces.append(Piece(text, deepest))
+        waiting, deepest = [], 0
+    return pieces

@@ -1,0 +1,31 @@
+"""events.jsonl: what happened in a run, one JSON line each, for people and for machines.
+
+Any process of a run may append (training, an evaluation job on another host), so a line goes out in one write to a
+file opened for appending: lines of two writers never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import datetime, timezone
+from typing import Any
+
+from pipeline.run_folder import RunFolder
+
+
+def append_event(folder: RunFolder, kind: str, **fields: Any) -> None:
+    """Append `{"time": ..., "kind": kind, "host": ..., "pid": ..., **fields}` to the run's events.jsonl.
+
+    `time` is UTC in ISO 8601 with milliseconds; `fields` must be JSON. Raises OSError when the disk refuses.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    event = {"time": now, "kind": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}
+    line = json.dumps(event, ensure_ascii=False) + "\n"
+    folder.events_file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)

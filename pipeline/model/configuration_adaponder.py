@@ -1,0 +1,118 @@
+"""The configuration: GPT-NeoX's fields and those of the method, so that a checkpoint says which reading it follows.
+
+The papers behind the fields are AdaPonderLM (arXiv 2603.01914, "A") and PonderLM (arXiv 2505.20674, "P1").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from transformers import GPTNeoXConfig
+
+HALTING = ("none", "masked")
+GATING = ("learned", "open")
+PONDER_LOSS_ON = ("probability", "logit")
+
+
+class AdaPonderConfig(GPTNeoXConfig):
+    """A GPT-NeoX (Pythia) network that is run up to `max_passes` times, with a gate between the passes.
+
+    `halting` may be changed on a living model (`model.config.halting = "none"`), as the phases of training do; every
+    other field is read when the model is built. A bad value raises a ValueError of one line.
+    """
+
+    model_type = "adaponder"
+
+    max_passes: int = 4
+    """K: how often the transformer runs (A section 3)."""
+    halt_threshold: float = 1e-4
+    """tau: a token halts after a pass whose gate falls below it."""
+    halting: str = "masked"
+    """masked: every pass runs over all tokens and masks out the halted ones; none: gates weigh, no token halts."""
+    gating: str = "learned"
+    """learned: one gate MLP a pass; open: s fixed at 1, no gates, nothing halts - the fixed-depth PonderLM (P1)."""
+    gate_on_last_pass: bool = False
+    """True puts a gate after the last pass too; it weighs nothing and can only serve the ponder loss."""
+    ponder_loss_on: str = "probability"
+    """What the ponder loss pushes down: the gate's probability s, or its logit."""
+    kv_reuse: bool = True
+    """A halted token's keys and values are those of its last active pass."""
+    freeze_halted: bool = True
+    """A halted token's hidden state stays that of its last active pass."""
+    embed_scale: float = 1.0
+    """Factor on the embedding matrix in both uses, token and mixture; P1 trains with sqrt(hidden_size)."""
+    initial_embed_scale: float = 1.0
+    """A further factor on the token embedding alone; P1 takes 3 from 410M on."""
+    gate_bias: float = 3.0
+    """Start of the gates' output bias: the gate's first logit (3: s = 0.95)."""
+    gate_output_std: float = 1e-3
+    """Start of the gates' output weights. Near zero, so that a gate starts at `gate_bias` for every token (1e-3 spreads
+    the logits by 0.02 at 512 hidden units and 0.05 at 2560); not zero, so that tokens are told apart and the gate's
+    first layer gets a gradient from the first step."""
+
+    use_cache: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+        for name, allowed in (("halting", HALTING), ("gating", GATING), ("ponder_loss_on", PONDER_LOSS_ON)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
+        for name in ("gate_on_last_pass", "kv_reuse", "freeze_halted"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false")
+        for name in ("halt_threshold", "embed_scale", "initial_embed_scale", "gate_bias", "gate_output_std"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}: it must be a finite number")
+        if isinstance(self.max_passes, bool) or not isinstance(self.max_passes, int) or self.max_passes < 1:
+            raise ValueError(f"max_passes is {self.max_passes!r}: it must be a whole number of at least 1")
+        if not 0 <= self.halt_threshold < 1:
+            raise ValueError(f"halt_threshold is {self.halt_threshold!r}: it must be at least 0 and below 1")
+        for name in ("embed_scale", "initial_embed_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be above 0")
+        if self.gate_output_std < 0:
+            raise ValueError(f"gate_output_std is {self.gate_output_std!r}: it must not be negative")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is true: the method keeps lm_head and the embedding apart (P1)")
+
+    @property
+    def num_gates(self) -> int:
+        """How many gates the network has: one after each gated pass, none where nothing can halt or weigh."""
+        if self.gating == "open" or self.max_passes == 1:
+            return 0
+        return self.max_passes if self.gate_on_last_pass else self.max_passes - 1
+
+    @classmethod
+    def ponder_fields(cls) -> frozenset[str]:
+        """Names of the fields that the method adds to GPT-NeoX's."""
+        return frozenset(field.name for field in fields(cls)) - {field.name for field in fields(GPTNeoXConfig)}
+
+    @classmethod
+    def from_gpt_neox(cls, gpt_neox_config: GPTNeoXConfig, **ponder_fields: Any) -> AdaPonderConfig:
+        """The configuration of a network on the given backbone.
+
+        Takes over GPT-NeoX's own fields and nothing else that a checkpoint's config.json may carry. `ponder_fields`
+        are fields of the method. Raises ValueError for a name that is none and for a bad value.
+        """
+        cls.check_ponder_fields(ponder_fields)
+        backbone = {field.name: getattr(gpt_neox_config, field.name) for field in fields(GPTNeoXConfig)}
+        for name in ("architectures", "transformers_version", "use_cache"):
+            del backbone[name]
+        # A dictionary that the two configurations shared would be changed in both.
+        backbone["rope_parameters"] = dict(backbone["rope_parameters"])
+        return cls(**backbone, **ponder_fields)
+
+    @classmethod
+    def check_ponder_fields(cls, ponder_fields: dict[str, Any]) -> None:
+        """Raises ValueError where a name is not a field of the method: the backbone's fields come with its weights."""
+        unknown = sorted(set(ponder_fields) - cls.ponder_fields())
+        if unknown:
+            raise ValueError(
+                f"not a field of the method: {', '.join(unknown)} (fields: {', '.join(sorted(cls.ponder_fields()))})"
+            )

@@ -1,0 +1,72 @@
+"""Loads a release as a stranger would, and compares its logits with those of the training's weights.
+
+A program of its own, run by `verification` as `python -I -S clean_load.py REQUEST`: -S leaves out every .pth file, so
+an editable install of this project is not seen; the site-packages folders are added by hand, and what is installed
+there of this project is blocked. It imports nothing of the project, which is the point.
+
+REQUEST is a JSON file with `site_packages`, `blocked` (top-level packages), `release`, `tensors` (a torch file with
+`inputs` int64 [B, n], `logits` float32 [B, n, vocabulary], `depths` int64 [B, n]), `threads`, and `report`: the JSON
+file that gets `largest_difference`, `differing_depths` and `generated`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Makes packages impossible to import, wherever they are installed."""
+
+    def __init__(self, blocked: list[str]) -> None:
+        self._blocked = blocked
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] in self._blocked:
+            raise ModuleNotFoundError(f"{fullname} does not exist where a release is loaded", name=fullname)
+        return None
+
+
+def main(request_path: str) -> None:
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    sys.path += request["site_packages"]
+    sys.meta_path.insert(0, Blocker(request["blocked"]))
+    for package in request["blocked"]:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError:
+            continue
+        raise SystemExit(f"{package} can be imported: this process is not clean")
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(request["threads"])
+    release = request["release"]
+    tokenizer = AutoTokenizer.from_pretrained(release)
+    # In fp32, as the other side: half precision would round the same weights differently with every kernel.
+    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype=torch.float32).eval()
+    tensors = torch.load(request["tensors"], weights_only=True)
+    with torch.inference_mode():
+        output = model(tensors["inputs"])
+    # NaN stays NaN in a maximum, and is no difference that any tolerance allows.
+    difference = (output.logits.float() - tensors["logits"]).abs().max().item()
+    differing_depths = int((output.depths != tensors["depths"]).sum())
+    # As a user does: in the precision of the file, a few tokens. Three are enough to see that generate() runs.
+    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype="auto").eval()
+    prompt = tensors["inputs"][:1, :8]
+    generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    report = {
+        "largest_difference": difference,
+        "differing_depths": differing_depths,
+        "generated": tokenizer.decode(generated[0, prompt.shape[1] :]),
+    }
+    Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,215 @@
+"""README.md of a release: the model card. Every number in it comes from the run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.data.manifest import Manifest, SplitEntry
+from pipeline.evaluation.metrics import Measured, Metrics
+from pipeline.model import AdaPonderConfig
+from pipeline.recipe import Phase, Recipe
+
+PAPER = "https://arxiv.org/abs/2603.01914"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the card is about."""
+
+    recipe: Recipe
+    """The recipe that trained the checkpoint."""
+    checkpoint: Checkpoint
+    config: AdaPonderConfig
+    parameters: int
+    manifest: Manifest
+    metrics: Metrics | None
+    """The evaluation of this checkpoint, where there was one."""
+    license: str
+    dtype: str
+    transformers: str
+    """Version the release was verified with."""
+
+
+def model_card(subject: Subject) -> str:
+    """The whole text, YAML front matter first."""
+    sections = [
+        f"# {subject.recipe.name}",
+        _summary(subject),
+        "## How to load it",
+        _loading(subject),
+        "## How it thinks",
+        _method(subject),
+        "## Training data",
+        _data(subject.manifest),
+        "## Training",
+        _training(subject),
+        "## Evaluation",
+        _evaluation(subject.metrics),
+        "## Intended use and limits",
+        _limits(subject),
+        "## Licence",
+        f"The weights are released under {subject.license}. `provenance.json` holds the whole recipe, the versions of "
+        "all software and the SHA-256 of every file.",
+    ]
+    return _front_matter(subject) + "\n\n".join(sections) + "\n"
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """The hub id that the weights started from; None from scratch, or from a folder that nobody else has."""
+    backbone = recipe.model.backbone
+    if recipe.model.start != "weights" or not isinstance(backbone, str):
+        return None
+    return backbone if _HUB_ID.fullmatch(backbone) and not Path(backbone).exists() else None
+
+
+def _front_matter(subject: Subject) -> str:
+    front: dict[str, Any] = {
+        "license": subject.license,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["adaponder", "gpt_neox", "adaptive-computation", "custom_code"],
+    }
+    base = base_model(subject.recipe)
+    if base is not None:
+        front["base_model"] = base
+    return "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n\n"
+
+
+def _summary(subject: Subject) -> str:
+    config, state = subject.config, subject.checkpoint.state
+    backbone = subject.recipe.model.backbone
+    base = base_model(subject.recipe)
+    if base is not None:
+        origin = f"continued from [{base}](https://huggingface.co/{base})"
+    elif subject.recipe.model.start == "weights":
+        origin = "continued from an earlier checkpoint"
+    else:
+        origin = "trained from scratch" + (f" in the architecture of {backbone}" if isinstance(backbone, str) else "")
+    return (
+        f"A causal language model that decides, token by token, how many passes through its transformer it takes, up to "
+        f"{config.max_passes} ([AdaPonderLM]({PAPER})). It has {subject.parameters:,} parameters ({subject.dtype}): a "
+        f"GPT-NeoX (Pythia) network of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads and {config.vocab_size:,} vocabulary entries, with a context of up to "
+        f"{config.max_position_embeddings:,} tokens. It was {origin}; this is step {state.step:,}, after "
+        f"{state.tokens:,} tokens of training."
+    )
+
+
+def _loading(subject: Subject) -> str:
+    return (
+        "The network's code lies beside the weights, so `trust_remote_code=True` is needed; "
+        f"verified with transformers {subject.transformers}.\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'path = "path/to/this/folder"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
+        'model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype="auto")\n\n'
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n"
+        "print(model(**inputs).depths)  # passes that each token took\n"
+        "```"
+    )
+
+
+def _method(subject: Subject) -> str:
+    config = subject.config
+    if config.max_passes == 1:
+        return "This network takes a single pass for every token: a stock GPT-NeoX."
+    halting = (
+        f"A token whose gate falls below {config.halt_threshold:g} halts: it keeps its state, its keys and values."
+        if config.halting == "masked"
+        else "In this checkpoint gates weigh the feedback, but no token halts."
+    )
+    return (
+        f"The same transformer runs up to {config.max_passes} times. After each pass the token's predicted distribution, "
+        "as a mixture of embeddings weighted by a learned gate, is added to its input. " + halting
+    )
+
+
+def _data(manifest: Manifest) -> str:
+    lines = [
+        "| set | source | documents | tokens | bytes of text |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for split in sorted(manifest.splits.values(), key=lambda split: (split.split, split.source or "")):
+        lines += _split_lines(split)
+    refused = sum(manifest.rejected.values())
+    return (
+        "\n".join(lines)
+        + f"\n\nTokenizer: {manifest.tokenizer.name}, {manifest.tokenizer.vocab_size:,} entries. Documents are joined by "
+        f"end-of-document tokens and cut into rows of {manifest.seq_len:,}; {refused:,} documents were refused."
+    )
+
+
+def _split_lines(split: SplitEntry) -> list[str]:
+    lines = [
+        f"| {split.split} | {source} | {count.documents:,} | {count.tokens:,} | {count.text_bytes:,} |"
+        for source, count in sorted(split.sources.items())
+    ]
+    if len(split.sources) > 1:
+        lines.append(f"| {split.split} | all | {split.documents:,} | {split.tokens:,} | {split.text_bytes:,} |")
+    return lines
+
+
+def _training(subject: Subject) -> str:
+    recipe, state = subject.recipe, subject.checkpoint.state
+    train, optimizer = recipe.train, recipe.train.optimizer
+    lines = [
+        f"{state.step:,} of {train.steps:,} steps, {train.global_batch} x {recipe.tokenize.seq_len:,} tokens a step, "
+        f"{state.precision}, {state.world_size} ranks, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning rate "
+        f"{optimizer.peak_lr:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, weight decay "
+        f"{optimizer.weight_decay:g}, warm-up {optimizer.warmup_share:.0%} of the steps, cosine to "
+        f"{optimizer.floor_share:.0%} of the peak, gradients clipped at {optimizer.clip_grad_norm:g}. Seed {recipe.seed}.",
+        "",
+        "| phase | steps | trained | halting | ponder loss |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
+    for phase in train.phases:
+        halting = "on" if phase.halting else "off"
+        lines.append(f"| {phase.name} | {phase.steps:,} | {phase.train} | {halting} | {_ponder(phase)} |")
+    return "\n".join(lines)
+
+
+def _ponder(phase: Phase) -> str:
+    if not phase.ponder_weight or not phase.ponder_fraction:
+        return "none"
+    return f"{phase.ponder_weight:g} x the mean of the smallest {phase.ponder_fraction:.0%} of the gates"
+
+
+def _evaluation(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return "This checkpoint was not evaluated."
+    lines = [
+        f"On the {metrics.identity.suite} set above ({metrics.overall.rows:,} rows, {metrics.overall.tokens:,} predicted "
+        "tokens), in fp32:",
+        "",
+        "| source | tokens | loss (nats a token) | perplexity | bits a byte | mean depth |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    rows: list[tuple[str, Measured]] = [*sorted(metrics.sources.items()), ("all", metrics.overall)]
+    for source, found in rows:
+        numbers = f"{found.loss:.4f} | {found.perplexity:,.2f} | {found.bits_per_byte:.4f} | {found.mean_depth:.3f}"
+        lines.append(f"| {source} | {found.tokens:,} | {numbers} |")
+    lines += ["", "| depth (passes) | share of the tokens | loss (nats a token) |", "| ---: | ---: | ---: |"]
+    for entry in metrics.overall.by_depth:
+        loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
+        lines.append(f"| {entry.depth} | {entry.tokens / metrics.overall.tokens:.1%} | {loss} |")
+    return "\n".join(lines)
+
+
+def _limits(subject: Subject) -> str:
+    return (
+        "Meant for research on language models whose computation adapts to the token. It is a base model: it continues "
+        "text, follows no instructions, and was not tuned to be safe or correct; it repeats what its training data holds, "
+        "errors and prejudice included, and should not decide anything about people. It knows nothing but the sources "
+        f"above, and texts longer than the {subject.manifest.seq_len:,} tokens of a training row are outside what it "
+        "learned. `generate()` recomputes the whole text at every token, and a halted token saves no computation in this "
+        "implementation: depths say how much is needed, not how long it takes."
+    )

@@ -1,0 +1,78 @@
+"""provenance.json: what a release was made from, and the hash of each of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.durable import sha256_file, write_text
+from pipeline.errors import WorldError
+from pipeline.evaluation.metrics import Metrics
+
+PROVENANCE_NAME = "provenance.json"
+
+
+class ReleaseIdentity(BaseModel):
+    """What decides the content of a release."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    recipe_hash: str
+    """The recipe that trained the checkpoint."""
+    manifest_hash: str
+    dtype: Literal["float32", "bfloat16"]
+    license: str
+
+
+class Provenance(BaseModel):
+    """The content of provenance.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    schema_version: Literal[1] = 1
+    name: str
+    identity: ReleaseIdentity
+    recipe: dict[str, Any]
+    """Resolved, as the checkpoint was trained."""
+    rows: int
+    """Rows of the training set consumed."""
+    tokens: int
+    """Tokens of the training set predicted."""
+    phase: str
+    parameters: int
+    metrics: Metrics | None
+    """The evaluation of this checkpoint; null where there was none."""
+    mlflow_run_id: str | None
+    trained_with: dict[str, str]
+    """Versions at training."""
+    released_with: dict[str, str]
+    command: str
+    """The command that made the release."""
+    logits_differ_by: float
+    """Largest difference between the training's weights and the release, loaded in a fresh process."""
+    files: dict[str, str]
+    """SHA-256 of every other file of the release."""
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a release but its provenance, by name."""
+    paths = sorted(path for path in folder.iterdir() if path.name != PROVENANCE_NAME)
+    return {path.name: sha256_file(path) for path in paths}
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    write_text(folder / PROVENANCE_NAME, provenance.model_dump_json(indent=2) + "\n")
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The provenance of the release in `folder`; None where there is none; `WorldError` when it is damaged."""
+    path = folder / PROVENANCE_NAME
+    try:
+        return Provenance.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise WorldError(f"{path} is damaged: remove {folder} and release again") from error

@@ -1,0 +1,106 @@
+"""A release is what its checkpoint was, or it is refused: loaded in a fresh process, its logits must agree.
+
+Both sides run in fp32 on the CPU with the same number of threads: the training's weights, cast to the release's
+precision and back, here; the released files there. The numbers going in are then equal bit for bit, and so is the
+arithmetic; the tolerance only leaves room for another order of summation (the weights lie elsewhere in memory, which
+may pick another kernel). That is about 1e-5 on logits of size 10 for the largest of our networks; a lost tensor, a
+swapped one or a changed field of the configuration moves logits by far more than 1e-3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import WorldError
+from pipeline.model import AdaPonderForCausalLM
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, absolute."""
+OUR_PACKAGES = ("pipeline", "tokenization", "launch", "ds_configs")
+TIMEOUT_SECONDS = 3600
+CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
+# What would lead the fresh process back to this machine's caches, tokens or modules.
+_FOREIGN = ("PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the fresh process found."""
+
+    largest_difference: float
+    """Between logits; at most TOLERANCE."""
+    tokens: int
+    """Tokens compared."""
+    generated: str
+    """Three tokens after the first eight inputs, as text."""
+
+
+def verify(model: AdaPonderForCausalLM, release: Path, inputs: torch.Tensor, log: Path) -> Verification:
+    """Load `release` where this project is not installed and compare it with `model`.
+
+    model: the training's weights, cast to the release's precision; it is cast to fp32 in place. inputs: int64 [B, n],
+    at least 8 tokens a row. log: file that gets all the fresh process prints. Raises `WorldError` with the largest
+    difference when logits or depths differ, and with the last line of the log when loading fails.
+    """
+    torch.nn.Module.to(model, device="cpu", dtype=torch.float32)
+    model.eval()
+    with torch.inference_mode():
+        output = model(inputs)
+    with tempfile.TemporaryDirectory(prefix="adaponder-release-") as scratch:
+        folder = Path(scratch)
+        tensors, report = folder / "tensors.pt", folder / "report.json"
+        # Copies: a view would take its whole base tensor along, an inference tensor cannot be pickled.
+        told = {"inputs": inputs, "logits": output.logits.float(), "depths": output.depths}
+        torch.save({name: tensor.clone() for name, tensor in told.items()}, tensors)
+        request = {
+            "site_packages": [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")],
+            "blocked": OUR_PACKAGES,
+            "release": str(release),
+            "tensors": str(tensors),
+            "threads": torch.get_num_threads(),
+            "report": str(report),
+        }
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        _run(folder, log)
+        found = json.loads(report.read_text(encoding="utf-8"))
+    difference = found["largest_difference"]
+    if not difference <= TOLERANCE or found["differing_depths"]:
+        raise WorldError(
+            f"release refused: loaded afresh, {release} gives logits that differ from the training's weights by up to "
+            f"{difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of {inputs.numel()} tokens have "
+            "another depth"
+        )
+    return Verification(difference, inputs.numel(), found["generated"])
+
+
+def _run(folder: Path, log: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    # The code is copied into HF_HOME on loading; a folder of its own has no copy from before.
+    own = {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", str(CLEAN_LOAD), str(folder / "request.json")],
+                env={**kept, **own},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise WorldError(f"release refused: it did not load within {TIMEOUT_SECONDS} s (see {log})") from error
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {done.returncode}"
+        raise WorldError(f"release refused: it does not load in a fresh process: {last} (see {log})")

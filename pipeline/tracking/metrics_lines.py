@@ -1,0 +1,48 @@
+"""Reading metrics.jsonl, which training writes: one line a step, flat numbers, the truth from which MLflow is fed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP = "step"
+TIME = "time"
+
+
+@dataclass(frozen=True)
+class MetricsLine:
+    """One step's metrics."""
+
+    step: int
+    time_ms: int
+    """The line's `time` (seconds since 1970) in milliseconds; now, where it has none."""
+    metrics: dict[str, float]
+    end: int
+    """Position in the file just past the line, bytes."""
+
+
+def read_metrics(path: Path, start: int = 0) -> Iterator[MetricsLine]:
+    """The complete lines from byte `start` on; one that is still being written is left for the next time.
+
+    Raises ValueError naming file and byte for a complete line that is not a step's metrics.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        file.seek(start)
+        end = start
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                content = json.loads(raw)
+                step = int(content.pop(STEP))
+                seconds = float(content.pop(TIME, time.time()))
+                metrics = {name: float(value) for name, value in content.items()}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{path} holds no step's metrics at byte {end}: {error}") from error
+            end += len(raw)
+            yield MetricsLine(step, int(seconds * 1000), metrics, end)

@@ -1,0 +1,149 @@
+"""Everything that can be known to be wrong before the first rank starts.
+
+The command runs these checks once for a quick, single line; each rank runs them again, since a cluster may start ranks
+without the command.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import Checkpoint, complete_checkpoints, require_same_manifest
+from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
+from pipeline.data.order import accumulation_steps
+from pipeline.data.vocabulary import check_vocabulary
+from pipeline.errors import UserError
+from pipeline.model import AdaPonderConfig
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
+from pipeline.training.engine import read_strategy, zero_stage
+from pipeline.training.model_start import model_config
+
+CPU_RANKS = 2
+"""Ranks for `train.ranks: auto` on a machine without a GPU: enough to be a distributed run."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that may start: what the checks found out on their way."""
+
+    world_size: int
+    zero_stage: int
+    manifest: Manifest
+    manifest_hash: str
+    config: AdaPonderConfig
+    resume_from: Checkpoint | None
+
+    @property
+    def first_step(self) -> int:
+        return self.resume_from.step if self.resume_from else 0
+
+
+def choose_ranks(recipe: Recipe) -> tuple[int, str]:
+    """Ranks on this machine, and why; `UserError` when there are fewer GPUs than the recipe asks for."""
+    gpus = torch.cuda.device_count()
+    wanted = recipe.train.ranks
+    if wanted == "auto":
+        if gpus:
+            return gpus, f"one for each of {gpus} GPUs"
+        return CPU_RANKS, "no GPU here, two on the CPU"
+    if gpus and wanted > gpus:
+        raise UserError(f"train.ranks {wanted}: this machine has {gpus} GPUs; NCCL needs one for each rank")
+    return wanted, "train.ranks"
+
+
+def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]:
+    """What can be checked before there are shards: returns the ZeRO stage and the network's configuration.
+
+    Raises `UserError` with the first contradiction.
+    """
+    train = recipe.train
+    accumulation_steps(train.micro_batch, train.global_batch, world_size)
+    stage = zero_stage(read_strategy(train.strategy))
+    config = model_config(recipe)
+    if recipe.tokenize.seq_len > config.max_position_embeddings:
+        raise UserError(
+            f"tokenize.seq_len {recipe.tokenize.seq_len} is beyond the backbone's max_position_embeddings "
+            f"{config.max_position_embeddings}: shorten the rows, or take another backbone"
+        )
+    return stage, config
+
+
+def check_training(recipe: Recipe, folder: RunFolder, world_size: int, resume: str) -> TrainingPlan:
+    """Check recipe, shards and checkpoints against each other for `world_size` ranks.
+
+    `resume` is "auto" (continue from the newest complete checkpoint) or "never" (refuse if there is one).
+    Raises `UserError` with the first contradiction.
+    """
+    stage, config = check_recipe(recipe, world_size)
+    manifest = read_manifest(folder.shards)
+    if manifest.seq_len != recipe.tokenize.seq_len:
+        raise UserError(
+            f"{folder.shards} holds rows of {manifest.seq_len} tokens, tokenize.seq_len says "
+            f"{recipe.tokenize.seq_len}: tokenize anew under another run name, or set it to {manifest.seq_len}"
+        )
+    check_vocabulary(manifest, config.vocab_size)
+    digest = manifest_hash(folder.shards)
+    resume_from = _resume_from(recipe, folder, digest, world_size, stage, resume)
+    return TrainingPlan(world_size, stage, manifest, digest, config, resume_from)
+
+
+def _resume_from(
+    recipe: Recipe, folder: RunFolder, digest: str, world_size: int, stage: int, resume: str
+) -> Checkpoint | None:
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        return None
+    newest = checkpoints[-1]
+    if resume == "never":
+        raise UserError(
+            f"{folder.checkpoints} already holds {newest.name}: leave --resume at auto to continue it, or take another "
+            "run name"
+        )
+    require_same_manifest(newest, digest, folder.shards)
+    state = newest.state
+    differing = _differing(state.recipe, recipe.resolved())
+    if differing:
+        raise UserError(
+            f"{newest.path} was trained with other settings: {'; '.join(differing)}: set them back, or take another "
+            "run name"
+        )
+    if (state.world_size, state.zero_stage, state.precision) != (world_size, stage, recipe.train.precision):
+        raise UserError(
+            f"{newest.path} was written by {state.world_size} ranks under ZeRO {state.zero_stage} in "
+            f"{state.precision}, this would be {world_size} ranks under ZeRO {stage} in {recipe.train.precision}: "
+            "continue it as it was"
+        )
+    if newest.step > recipe.train.steps:
+        raise UserError(
+            f"{newest.path} is past the recipe's {recipe.train.steps} steps: lengthen train.phases, or take another "
+            "run name"
+        )
+    return newest
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What may not change in mid-run: the network, and which rows a step sees."""
+    fixed = {
+        "seed": lambda recipe: recipe["seed"],
+        "model": lambda recipe: recipe["model"],
+        "train.global_batch": lambda recipe: recipe["train"]["global_batch"],
+        "train.micro_batch": lambda recipe: recipe["train"]["micro_batch"],
+    }
+    found = []
+    for name, read in fixed.items():
+        old, new = read(before), read(now)
+        if isinstance(old, dict):
+            found += [f"{name}.{key} {old.get(key)!r} -> {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+        elif old != new:
+            found.append(f"{name} {old!r} -> {new!r}")
+    return found
+
+
+def world_size_from_environment() -> int:
+    """Ranks of the job that started this process (torchrun's WORLD_SIZE)."""
+    return int(os.environ["WORLD_SIZE"])

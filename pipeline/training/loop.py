@@ -1,0 +1,117 @@
+"""The training loop over one segment: steps that share an engine.
+
+Training never branches on data: every pass and every gate runs on every rank in every step, halting is masks. So the
+collectives of all ranks always match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from pipeline.data.batches import TrainingBatches
+from pipeline.errors import WorldError
+from pipeline.recipe import Recipe
+from pipeline.training.checks import TrainingPlan
+from pipeline.training.engine import Engine, set_learning_rate
+from pipeline.training.phases import Segment, learning_rate, phase_at, ponder_fraction
+from pipeline.training.step_metrics import StepSums
+from pipeline.training.throughput import peak_flops, training_flops_per_token
+
+
+def train_segment(
+    engine: Engine,
+    recipe: Recipe,
+    plan: TrainingPlan,
+    segment: Segment,
+    first_step: int,
+    batches: TrainingBatches,
+    rank: int,
+    post_step: Callable[[int, dict[str, float]], None],
+    save: Callable[[Engine, int], object],
+) -> None:
+    """Take the steps from `first_step` to the segment's end; collective.
+
+    `post_step` gets the number of steps taken and the metrics of a logged step; `save` the engine and the number of
+    steps taken, on every rank, every `checkpoint_every_steps` and at the end. Raises `WorldError` when the loss is no
+    longer finite; what was saved before is kept.
+    """
+    train = recipe.train
+    device = engine.device
+    clock = _Clock(recipe, plan, device, first_step)
+    for step in range(first_step, segment.end_step):
+        phase, phase_step = phase_at(train.phases, step)
+        fraction = ponder_fraction(phase, phase_step)
+        rate = learning_rate(train.optimizer, step, train.steps)
+        set_learning_rate(engine, rate)
+        engine.module.config.halting = "masked" if phase.halting else "none"
+        torch.manual_seed(step_seed(recipe.seed, step, rank))
+        taken = step + 1
+        saved = taken % train.checkpoint_every_steps == 0 or taken == segment.end_step
+        # A step that is saved is looked at, so that no checkpoint holds weights after a loss that was not finite.
+        logged = saved or taken % train.log_every_steps == 0
+        sums = StepSums(plan.config, device) if logged else None
+        for inputs, shift_labels in batches.step(step):
+            output = engine(
+                input_ids=inputs.to(device, non_blocking=True),
+                shift_labels=shift_labels.to(device, non_blocking=True),
+                ponder_weight=phase.ponder_weight,
+                ponder_fraction=fraction,
+            )
+            engine.backward(output.loss)
+            engine.step()
+            if sums is not None:
+                sums.add(output)
+        if sums is not None:
+            metrics = sums.metrics()
+            if not math.isfinite(metrics["train/loss"]):
+                raise WorldError(
+                    f"the loss of step {taken} is {metrics['train/loss']}: nothing after the last checkpoint is kept; "
+                    "a lower train.optimizer.peak_lr or other data may help"
+                )
+            norm = engine.get_global_grad_norm()
+            if norm is not None:  # DeepSpeed clips without ZeRO in fp32 too, but does not tell the norm
+                metrics["train/grad_norm"] = float(norm)
+            metrics |= {
+                "train/lr": rate,
+                "train/ponder_weight": phase.ponder_weight,
+                "train/ponder_fraction": fraction,
+                "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
+            }
+            post_step(taken, metrics | clock.lap(taken))
+        if saved:
+            save(engine, taken)
+            clock.restart(taken)
+
+
+class _Clock:
+    """Speed between logged steps, time spent saving left out."""
+
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, device: torch.device, step: int) -> None:
+        self._tokens_per_step = recipe.train.global_batch * plan.manifest.seq_len
+        self._flops_per_token = training_flops_per_token(plan.config, plan.manifest.seq_len)
+        peak = peak_flops(device)
+        self._peak = peak * plan.world_size if peak else None
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._began, self._began_step = time.monotonic(), step
+
+    def lap(self, step: int) -> dict[str, float]:
+        seconds = (time.monotonic() - self._began) / (step - self._began_step)
+        tokens_per_second = self._tokens_per_step / seconds
+        self.restart(step)
+        speed = {"speed/tokens_per_second": tokens_per_second, "speed/step_seconds": seconds}
+        if self._peak:
+            speed["speed/mfu"] = tokens_per_second * self._flops_per_token / self._peak
+        return speed
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The generator's seed for a step on a rank: a function of the three, so that resuming needs no generator state."""
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

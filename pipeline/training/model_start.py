@@ -1,0 +1,85 @@
+"""The network a run starts from: the recipe's model section made real.
+
+From scratch, from any GPT-NeoX checkpoint, or from an AdaPonder one; hub ids go through transformers' own cache.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GPTNeoXConfig
+
+from pipeline.errors import UserError
+from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+from pipeline.recipe import Architecture, Recipe
+
+
+def model_config(recipe: Recipe) -> AdaPonderConfig:
+    """The network's configuration; `UserError` when the backbone cannot be read or is no GPT-NeoX."""
+    backbone = recipe.model.backbone
+    if isinstance(backbone, Architecture):
+        base = GPTNeoXConfig(
+            **backbone.model_dump(exclude={"rotary_pct"}),
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": backbone.rotary_pct,
+            },
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=False,
+        )
+    else:
+        base = _published_config(backbone)
+    return AdaPonderConfig.from_gpt_neox(base, **_adaponder_fields(recipe, base.hidden_size))
+
+
+def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
+    """The network before the first step, in fp32 on the CPU; the same on every rank by the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    config = model_config(recipe)
+    if recipe.model.start == "scratch":
+        return AdaPonderForCausalLM(config).float()
+    backbone = str(recipe.model.backbone)
+    try:
+        return AdaPonderForCausalLM.from_backbone(backbone, **_adaponder_fields(recipe, config.hidden_size)).float()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.backbone {backbone}: its weights cannot be taken: {_first_line(error)}") from error
+
+
+def _adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
+    section = recipe.model
+    return {
+        "max_passes": section.max_passes,
+        "halt_threshold": section.halt_threshold,
+        "gate_on_last_pass": section.gate_on_last_pass,
+        "ponder_loss_on": section.ponder_loss_on,
+        "kv_reuse": section.kv_reuse,
+        "freeze_halted": section.freeze_halted,
+        "embed_scale": math.sqrt(hidden_size) if section.scale_embeds else 1.0,
+        "initial_embed_scale": section.initial_embed_scale,
+        "gate_bias": section.gate_bias,
+    }
+
+
+def _published_config(backbone: str) -> GPTNeoXConfig:
+    looks_local = backbone.startswith((".", "/", "~")) or Path(backbone).exists()
+    if looks_local and not (Path(backbone).expanduser() / "config.json").is_file():
+        raise UserError(f"model.backbone {backbone}: no such checkpoint folder (it would hold config.json)")
+    try:
+        config = AutoConfig.from_pretrained(str(Path(backbone).expanduser()) if looks_local else backbone)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.backbone {backbone}: neither a folder here nor a model of the hub within reach: "
+            f"{_first_line(error)}; on a machine without network give a local path"
+        ) from error
+    if not isinstance(config, GPTNeoXConfig):
+        raise UserError(f"model.backbone {backbone} is a {config.model_type}, not a GPT-NeoX (Pythia) network")
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,95 @@
+"""Writing a checkpoint so that it is there whole or not at all.
+
+DeepSpeed's own save is not atomic, and its rank 0 writes `latest` before the other ranks are done. So every rank saves
+into a folder with another name; after a barrier rank 0 adds the state and the marker, makes it durable, and renames.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pipeline.checkpoint import MARKER, POINTER, STATE_FILE, TrainerState, checkpoint_name
+from pipeline.durable import PARTIAL_SUFFIX, fsync_file, fsync_folder, write_json, write_text
+from pipeline.recipe import Recipe
+from pipeline.training.checks import TrainingPlan
+from pipeline.training.engine import Engine
+from pipeline.training.phases import Segment, phase_at
+from pipeline.versions import installed_versions
+
+
+class Saver:
+    """Saves a segment's checkpoints: knows everything of trainer_state.json but the step."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, plan: TrainingPlan, segment: Segment, run_id: Callable[[], str | None]
+    ) -> None:
+        self._recipe, self._folder, self._plan, self._segment = recipe, folder, plan, segment
+        self._run_id = run_id
+
+    def __call__(self, engine: Engine, step: int) -> Path:
+        """Save after `step` steps; collective. Returns the checkpoint's path."""
+        recipe, plan = self._recipe, self._plan
+        # The phase of the last step taken, not of the next: it says what made these weights.
+        phase, _ = phase_at(recipe.train.phases, max(0, step - 1))
+        rows = step * recipe.train.global_batch
+        state = TrainerState(
+            step=step,
+            rows=rows,
+            tokens=rows * plan.manifest.seq_len,
+            phase=phase.name,
+            trained=self._segment.trained,
+            seed=recipe.seed,
+            recipe=recipe.resolved(),
+            recipe_hash=recipe.hash(),
+            manifest_hash=plan.manifest_hash,
+            mlflow_run_id=self._run_id(),
+            world_size=plan.world_size,
+            zero_stage=plan.zero_stage,
+            precision=recipe.train.precision,
+            versions=installed_versions(),
+        )
+        return save_checkpoint(engine, self._folder, state)
+
+
+def save_checkpoint(engine: Engine, folder: Path, state: TrainerState) -> Path:
+    """Save engine and state as `folder/step-...`; collective. Returns the checkpoint's path."""
+    path = folder / checkpoint_name(state.step)
+    partial = folder / (path.name + PARTIAL_SUFFIX)
+    on_rank_0 = dist.get_rank() == 0
+    if on_rank_0:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    for file in _files(partial):
+        # On a shared file system each host flushes what it wrote itself; flushing the others' files costs nothing.
+        fsync_file(file)
+    dist.barrier()
+    if on_rank_0:
+        engine.module.config.save_pretrained(partial)
+        write_text(partial / STATE_FILE, state.model_dump_json(indent=2) + "\n")
+        sizes = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
+        write_json(partial / MARKER, {"files": sizes})
+        if path.exists():
+            shutil.rmtree(path)  # without its marker, or it would have been resumed from
+        os.replace(partial, path)
+        fsync_folder(folder)
+        write_text(folder / POINTER, path.name + "\n")
+    dist.barrier()
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed attempts left half written; rank 0 alone, before anything is saved."""
+    if folder.is_dir():
+        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

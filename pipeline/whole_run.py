@@ -1,0 +1,57 @@
+"""`adaponder run`: every stage of a recipe on this machine, and at the end what came of it."""
+
+from __future__ import annotations
+
+import shlex
+
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from pipeline.checkpoint import complete_checkpoints, load_model
+from pipeline.console import console
+from pipeline.evaluation.sample import generate_sample, render
+from pipeline.evaluation.stage import evaluate
+from pipeline.recipe import Recipe
+from pipeline.release.stage import release
+from pipeline.run_folder import RunFolder
+from pipeline.tracking.server import tracking_uri, without_secrets
+from pipeline.training.checks import check_recipe, choose_ranks
+from pipeline.training.stage import train
+from tokenization.stage import tokenize
+
+
+def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> None:
+    """Tokenize, train, evaluate the first and the last checkpoint, release the last; then the summary."""
+    # Before anything is made: what is wrong for training would only show after tokenization.
+    _, config = check_recipe(recipe, choose_ranks(recipe)[0])
+    tokenize(recipe, folder, command)
+    train(recipe, folder, resume)
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    first, last = checkpoints[0], checkpoints[-1]
+    before = evaluate(recipe, folder, first.name)
+    after = evaluate(recipe, folder, last.name)
+    released = release(recipe, folder, last.name, command)
+
+    table = Table(title=f"{recipe.name}: validation", title_justify="left")
+    for column in ("", first.name, last.name):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = (
+        ("loss, nats a token", "loss", ".4f"),
+        ("perplexity", "perplexity", ".2f"),
+        ("bits a byte", "bits_per_byte", ".4f"),
+        (f"mean depth of {config.max_passes}", "mean_depth", ".3f"),
+    )
+    for label, name, form in rows:
+        table.add_row(label, *(format(getattr(metrics.overall, name), form) for metrics in (before, after)))
+    console.print()
+    console.print(table)
+    section = recipe.evaluate
+    tokenizer = AutoTokenizer.from_pretrained(folder.shards / "tokenizer")
+    sample = generate_sample(load_model(last), tokenizer, section.sample_prompt, section.sample_tokens, recipe.seed)
+    console.print()
+    console.print(render(sample))
+    console.print()
+    console.print(f"checkpoints  {folder.checkpoints}")
+    console.print(f"evaluation   {folder.path / 'evaluation'}")
+    console.print(f"release      {released}")
+    console.print(f"curves       mlflow ui --backend-store-uri {shlex.quote(without_secrets(tracking_uri(folder.root)))}")

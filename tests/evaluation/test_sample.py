@@ -1,0 +1,71 @@
+"""Generated text, token by token with its depth."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from pipeline.errors import UserError
+from pipeline.evaluation.sample import depth_style, generate_sample, render
+
+
+@pytest.fixture(scope="module")
+def tokenizer(run):
+    return AutoTokenizer.from_pretrained(run.shards / "tokenizer")
+
+
+def test_depths_are_those_of_one_forward_over_the_text(model, tokenizer):
+    sample = generate_sample(model, tokenizer, "token passes gate", 20, seed=3)
+    ids = tokenizer(sample.text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert sample.text.startswith("token passes gate")
+    assert {piece.depth for piece in sample.pieces} <= {1, 2, 3}
+    if tokenizer.convert_ids_to_tokens(ids[0]) == [piece.text.replace(" ", "Ġ") for piece in sample.pieces]:
+        with torch.no_grad():
+            assert [piece.depth for piece in sample.pieces] == model(ids).depths[0].tolist()
+
+
+def test_the_same_seed_gives_the_same_text_and_leaves_torchs_own_alone(model, tokenizer):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = generate_sample(model, tokenizer, "gate", 12, seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert generate_sample(model, tokenizer, "gate", 12, seed=3) == first
+    assert generate_sample(model, tokenizer, "gate", 12, seed=4) != first
+
+
+@pytest.mark.parametrize("prompt", ["naïve 思考 🙂 end", "", "\n\ttabs"])
+def test_pieces_give_the_text_back_whatever_its_bytes(model, tokenizer, prompt):
+    sample = generate_sample(model, tokenizer, prompt, 0, seed=0)
+    expected = prompt or tokenizer.eos_token
+    assert sample.text == expected
+    assert sample.prompt_pieces == len(sample.pieces)
+    assert render(sample).plain.startswith(expected)
+
+
+def test_a_text_beyond_the_positions_is_the_users_mistake(model, tokenizer):
+    with pytest.raises(UserError, match="beyond the model's 64 positions"):
+        generate_sample(model, tokenizer, "gate", 64, seed=0)
+
+
+@pytest.mark.parametrize("passes", [1, 3, 4, 9])
+def test_every_depth_has_its_own_colour_and_readable_letters(passes):
+    styles = [depth_style(depth, passes) for depth in range(1, passes + 1)]
+    assert len({str(style.bgcolor) for style in styles}) == passes
+
+    def brightness(color):
+        red, green, blue = color.triplet
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    assert all(abs(brightness(style.color) - brightness(style.bgcolor)) > 80 for style in styles)
+    levels = [brightness(style.bgcolor) for style in styles]
+    assert levels == sorted(levels, reverse=True)
+
+
+def test_the_legend_tells_what_the_colours_mean(model, tokenizer):
+    sample = generate_sample(model, tokenizer, "gate", 4, seed=0)
+    console = Console(width=200, record=True, force_terminal=True, color_system="truecolor", file=io.StringIO())
+    console.print(render(sample))
+    assert "depth  1   2   3  passes; mean" in console.export_text()

@@ -1,0 +1,106 @@
+"""The configuration refuses what the network cannot be, and survives being written and read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_adaponder import tiny_config
+from transformers import GPTNeoXConfig
+
+from pipeline.model import AdaPonderConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_passes": 0}, "max_passes"),
+        ({"max_passes": 2.0}, "max_passes"),
+        ({"max_passes": True}, "max_passes"),
+        ({"halt_threshold": 1.0}, "halt_threshold"),
+        ({"halt_threshold": -0.1}, "halt_threshold"),
+        ({"halt_threshold": "low"}, "halt_threshold"),
+        ({"halting": "skipped"}, "halting"),
+        ({"gating": "closed"}, "gating"),
+        ({"ponder_loss_on": "logits"}, "ponder_loss_on"),
+        ({"kv_reuse": 1}, "kv_reuse"),
+        ({"freeze_halted": "yes"}, "freeze_halted"),
+        ({"gate_on_last_pass": None}, "gate_on_last_pass"),
+        ({"embed_scale": 0.0}, "embed_scale"),
+        ({"initial_embed_scale": -3.0}, "initial_embed_scale"),
+        ({"gate_bias": float("nan")}, "gate_bias"),
+        ({"gate_output_std": -1e-3}, "gate_output_std"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"num_attention_heads": 3}, "attention heads"),
+    ],
+)
+def test_a_bad_value_raises_one_line(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        tiny_config(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "gates"),
+    [
+        ({"max_passes": 4}, 3),
+        ({"max_passes": 4, "gate_on_last_pass": True}, 4),
+        ({"max_passes": 4, "gating": "open"}, 0),
+        ({"max_passes": 1}, 0),
+        ({"max_passes": 1, "gate_on_last_pass": True}, 0),
+    ],
+)
+def test_num_gates(fields: dict[str, Any], gates: int) -> None:
+    assert tiny_config(**fields).num_gates == gates
+
+
+def test_every_field_survives_the_file(tmp_path) -> None:
+    other_than_default = {
+        "max_passes": 3,
+        "halt_threshold": 0.01,
+        "halting": "none",
+        "gating": "open",
+        "gate_on_last_pass": True,
+        "ponder_loss_on": "logit",
+        "kv_reuse": False,
+        "freeze_halted": False,
+        "embed_scale": 4.0,
+        "initial_embed_scale": 3.0,
+        "gate_bias": -4.0,
+        "gate_output_std": 0.0,
+    }
+    assert set(other_than_default) == AdaPonderConfig.ponder_fields()
+    tiny_config(**other_than_default).save_pretrained(tmp_path)
+    read = AdaPonderConfig.from_pretrained(tmp_path)
+    assert {name: getattr(read, name) for name in other_than_default} == other_than_default
+    assert read.rope_parameters == tiny_config().rope_parameters
+
+
+def test_from_gpt_neox_takes_the_backbone_and_nothing_else() -> None:
+    described: dict[str, Any] = {
+        "vocab_size": 31,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "rotary_pct": 0.5,
+        "rotary_emb_base": 5000,
+        "use_parallel_residual": False,
+        "architectures": ["GPTNeoXForCausalLM"],
+        "auto_map": {"AutoConfig": "elsewhere.Config"},
+        "use_cache": True,
+    }
+    backbone = GPTNeoXConfig(**described)
+    config = AdaPonderConfig.from_gpt_neox(backbone, max_passes=2, gate_bias=-4.0)
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "use_parallel_residual"):
+        assert getattr(config, name) == getattr(backbone, name)
+    assert config.rope_parameters == backbone.rope_parameters
+    assert config.rope_parameters is not backbone.rope_parameters
+    assert (config.max_passes, config.gate_bias, config.use_cache) == (2, -4.0, False)
+    assert config.architectures is None
+    assert not hasattr(config, "auto_map")
+
+
+def test_from_gpt_neox_refuses_what_is_no_field_of_the_method() -> None:
+    with pytest.raises(ValueError, match="hidden_size"):
+        AdaPonderConfig.from_gpt_neox(GPTNeoXConfig(), hidden_size=64)

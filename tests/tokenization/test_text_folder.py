@@ -1,0 +1,117 @@
+"""A folder of text files gives each of its own files once, in an order of the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.manifest import InputEntry
+from pipeline.errors import UserError
+from pipeline.recipe import TextFolderSource
+from tokenization.documents import Document, Rejection
+from tokenization.text_folder import TextFolderReader
+
+
+def make_reader(folder: Path | str, seed: int = 0, **settings) -> TextFolderReader:
+    return TextFolderReader(TextFolderSource(kind="text", name="t", path=str(folder), **settings), seed)
+
+
+def names(reader: TextFolderReader, folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in reader.train_files]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "texts"
+    for number in range(30):
+        path = root / f"part{number % 3}" / f"{number:02d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text {number} " * 10)
+    (root / "top.txt").write_text("at the top")
+    (root / "other.md").write_text("not asked for")
+    return root
+
+
+def test_patterns_include_and_exclude_at_every_depth(folder: Path) -> None:
+    assert len(names(make_reader(folder), folder)) == 31
+    assert names(make_reader(folder, include=["*.txt"]), folder) == ["top.txt"]
+    assert sorted(names(make_reader(folder, exclude=["part0/**", "**/part1/**", "top.*"]), folder)) == sorted(
+        f"part2/{number:02d}.txt" for number in range(2, 30, 3)
+    )
+
+
+def test_a_trailing_double_star_means_what_lies_below(tmp_path: Path) -> None:
+    for name in ("a/test", "a/b/test/deep/x", "a/b/tests/y"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    reader = make_reader(tmp_path, include=["**"], exclude=["**/test/**"])
+    assert sorted(names(reader, tmp_path)) == ["a/b/tests/y", "a/test"]
+    assert names(make_reader(tmp_path, include=["a/**/x"]), tmp_path) == ["a/b/test/deep/x"]
+
+
+def test_the_order_is_the_seeds_and_is_not_moved_by_a_new_file(folder: Path) -> None:
+    first = names(make_reader(folder, seed=1), folder)
+    assert first == names(make_reader(folder, seed=1), folder)
+    assert first != names(make_reader(folder, seed=2), folder)
+    assert first != sorted(first)
+    (folder / "part0" / "new.txt").write_text("new")
+    assert [name for name in names(make_reader(folder, seed=1), folder) if name != "part0/new.txt"] == first
+
+
+def test_max_bytes_takes_a_prefix_of_the_same_order(folder: Path) -> None:
+    all_names = names(make_reader(folder), folder)
+    for max_bytes in (1, 100, 1000, 10**9):
+        reader = make_reader(folder, max_bytes=max_bytes)
+        taken = names(reader, folder)
+        sizes = [(folder / name).stat().st_size for name in taken]
+        assert taken == all_names[: len(taken)]
+        assert sum(sizes[:-1]) < max_bytes
+        assert sum(sizes) >= max_bytes or taken == all_names
+        assert reader.total_bytes == sum(sizes)
+
+
+def test_links_are_not_followed_out_of_the_folder_or_round_in_circles(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("not in the folder")
+    expected = names(make_reader(folder), folder)
+    (folder / "loop").symlink_to(folder)
+    (folder / "away").symlink_to(outside)
+    (folder / "away.txt").symlink_to(outside / "secret.txt")
+    (folder / "twice.txt").symlink_to(folder / "top.txt")
+    (folder / "dangling.txt").symlink_to(folder / "nothing")
+    assert names(make_reader(folder), folder) == expected
+
+
+def test_a_folder_that_is_itself_a_link_is_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert len(make_reader(tmp_path / "link").train_files) == 31
+
+
+def test_a_missing_folder_and_one_without_a_match_are_named(folder: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        make_reader(folder / "nowhere")
+    with pytest.raises(UserError, match=r"texts: no file matches \*\.py"):
+        make_reader(folder, include=["*.py"])
+
+
+def test_a_file_that_is_not_utf8_is_refused_whole_and_the_folder_gets_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "good.txt").write_text("café")
+    reader = make_reader(tmp_path)
+    read_bytes: list[int] = []
+    *found, entry = reader.read(read_bytes.append)
+    (rejection,) = [item for item in found if isinstance(item, Rejection)]
+    (document,) = [item for item in found if isinstance(item, Document)]
+    assert (rejection.file, rejection.line, rejection.reason) == (str(tmp_path / "bad.txt"), None, "not_utf8")
+    assert (document.text, document.text_bytes) == ("café", 5)
+    listing = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in reader.train_files)
+    assert entry == InputEntry(path=str(tmp_path), bytes=9, sha256=hashlib.sha256(listing.encode()).hexdigest())
+    assert sum(read_bytes) == reader.total_bytes == 9
+
+
+def test_the_standard_library_is_found() -> None:
+    reader = make_reader("{python_stdlib}", include=["json/*.py"], exclude=["site-packages/**", "test/**"])
+    assert "decoder.py" in {path.name for path in reader.train_files}

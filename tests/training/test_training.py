@@ -1,0 +1,213 @@
+"""Training as the operator starts it: real ranks, real DeepSpeed, in child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import torch
+
+from pipeline.checkpoint import complete_checkpoints, load_model
+from tests.conftest import Runs, tiny_recipe
+
+pytestmark = pytest.mark.slow
+
+KEYS = ("train/loss", "train/ce_loss", "train/ponder_loss", "depth/mean")
+
+
+@pytest.fixture(scope="module")
+def unbroken(runs: Runs, text_folder, shards) -> dict[int, list[dict]]:
+    """The same recipe under each ZeRO stage, on two ranks."""
+    found = {}
+    for stage in range(4):
+        recipe = {**tiny_recipe(f"zero{stage}", text_folder), "data": {"shards": str(shards)}}
+        recipe["train"]["strategy"] = f"zero{stage}"
+        found[stage] = runs.train(recipe)
+    return found
+
+
+def largest_difference(one: list[dict], other: list[dict], keys=KEYS) -> float:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    return max(abs(a[key] - b[key]) for a, b in zip(one, other, strict=True) for key in keys)
+
+
+def test_training_learns_and_halts(unbroken):
+    lines = unbroken[1]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 1.0
+    assert all(line["depth/mean"] == 3 for line in lines[:10])
+    assert all(line["train/ponder_fraction"] == 0 for line in lines[:11])
+    assert lines[-1]["train/ponder_fraction"] == 0.3
+    assert lines[-1]["train/ponder_loss"] > 0
+    assert lines[-1]["depth/mean"] < 2.9
+    assert all(line["train/grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_stages_agree_in_fp32(unbroken, stage):
+    assert largest_difference(unbroken[0], unbroken[stage]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_checkpoints_of_every_stage_hold_the_same_network(unbroken, runs, stage):
+    one, other = (complete_checkpoints(runs.checkpoints(name))[-1] for name in ("zero1", f"zero{stage}"))
+    assert one.step == other.step == 20
+    tokens = torch.arange(64).reshape(2, 32)
+    # Outputs, not weights: a bias of keys has no gradient but rounding, which AdamW blows up to full steps.
+    torch.testing.assert_close(load_model(other)(tokens).logits, load_model(one)(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_one_rank_and_two_see_the_same_global_batches(unbroken, runs, recipe):
+    recipe["train"]["ranks"] = 1
+    # One rank runs the same micro-batches, four after each other instead of two, so every number is the same mean.
+    assert largest_difference(unbroken[1], runs.train(recipe)) < 1e-4
+
+
+def test_kill_9_and_the_same_command_end_with_the_unbroken_loss(unbroken, runs, recipe):
+    generator = random.Random(os.getpid())
+    command = runs.command("train", recipe)
+    for checkpoint in ("step-00000005", "step-00000015"):
+        process = subprocess.Popen(
+            command, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(lambda name=checkpoint: (runs.checkpoints(recipe["name"]) / name).is_dir(), process)
+        time.sleep(generator.uniform(0.0, 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not ranks_alive(runs, recipe))
+    done = runs.adaponder("train", recipe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing from step-000000" in done.stdout
+    assert largest_difference(unbroken[1], runs.metrics(recipe["name"])) < 1e-6
+    again = runs.adaponder("train", recipe)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
+    copied = runs.root / recipe["name"]
+    shutil.copytree(runs.root / "zero1", copied)
+    newest = runs.checkpoints(recipe["name"]) / "step-00000020"
+    (newest / "COMPLETE").unlink()
+    (runs.checkpoints(recipe["name"]) / "step-00000025.partial").mkdir()
+    assert largest_difference(unbroken[1], runs.train(recipe)) < 1e-6
+    assert not list(runs.checkpoints(recipe["name"]).glob("*.partial"))
+    assert (runs.checkpoints(recipe["name"]) / "latest").read_text() == "step-00000020\n"
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_gates_alone_and_then_everything(runs, recipe, strategy):
+    recipe["train"]["strategy"] = strategy
+    recipe["train"]["phases"] = [
+        {"name": "gates", "steps": 4, "train": "gates", "halting": False},
+        {"name": "all", "steps": 4, "halting": False},
+    ]
+    assert [line["step"] for line in runs.train(recipe)] == list(range(1, 9))
+    by_step = {found.step: found for found in complete_checkpoints(runs.checkpoints(recipe["name"]))}
+    start, gated, end = (load_model(by_step[step]).state_dict() for step in (0, 4, 8))
+    for name, weight in start.items():
+        assert torch.equal(gated[name], weight) != name.startswith("gates."), name
+        assert not torch.equal(end[name], gated[name]), name
+    assert [by_step[step].state.trained for step in (0, 4, 8)] == ["gates", "gates", "all"]
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe, strategy):
+    recipe["train"] |= {"strategy": strategy, "precision": "bf16"}
+    lines = runs.train(recipe)
+    assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 1.0
+    weight = load_model(complete_checkpoints(runs.checkpoints(recipe["name"]))[-1]).lm_head.weight
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float()), "the master weights were not saved"
+
+
+def test_what_stands_in_a_run_folder(unbroken, runs):
+    folder = runs.root / "zero1"
+    state = json.loads((folder / "checkpoints/step-00000020/trainer_state.json").read_text())
+    assert (state["step"], state["rows"], state["tokens"], state["phase"]) == (20, 160, 5120, "halting")
+    assert state["mlflow_run_id"]
+    assert (folder / "recipe.yaml").read_text().startswith(f"# Resolved recipe, sha256 {state['recipe_hash']}")
+    assert {path.name for path in (folder / "logs").iterdir()} == {
+        "attempt-001-launcher.log",
+        "attempt-001-rank-0000.log",
+        "attempt-001-rank-0001.log",
+    }
+    kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds[0] == "training_started"
+    assert kinds[-1] == "training_finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train.global_batch": 9}, "not divisible"),
+        ({"tokenize.seq_len": 16}, "holds rows of 32 tokens"),
+        ({"model.backbone.max_position_embeddings": 16}, "max_position_embeddings 16"),
+        ({"model.backbone.vocab_size": 299}, "vocab"),
+        ({"model.backbone": "/no/such/folder"}, "no such checkpoint folder"),
+        ({"train.strategy": "zero9"}, "none of the shipped strategies (zero0, zero1, zero2, zero3)"),
+        ({"data.shards": "/no/such/shards"}, "manifest.json is missing"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(runs, recipe, change, told):
+    arguments = [f"--set={key}={value}" for key, value in change.items()]
+    done = runs.adaponder("train", recipe, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not (runs.root / recipe["name"] / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 8}, "seed 7 -> 8"),
+        ({"model.max_passes": 2}, "model.max_passes 3 -> 2"),
+        ({"train.strategy": "zero2"}, "under ZeRO 1 in fp32, this would be 2 ranks under ZeRO 2"),
+        ({"train.phases.1.steps": 5}, "past the recipe's 15 steps"),
+        ({"data.shards": "other"}, "was trained on manifest"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(unbroken, runs, text_folder, shards, tmp_path, change, told):
+    recipe = {**tiny_recipe("zero1", text_folder), "data": {"shards": str(shards)}}
+    if "data.shards" in change:
+        other = tmp_path / "shards"
+        shutil.copytree(shards, other)
+        manifest = json.loads((other / "manifest.json").read_text())
+        (other / "manifest.json").write_text(json.dumps({**manifest, "rejected": {"empty": 1}}))
+        change = {"data.shards": str(other)}
+    before = (runs.root / "zero1" / "recipe.yaml").read_bytes()
+    done = runs.adaponder("train", recipe, *[f"--set={key}={value}" for key, value in change.items()])
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (runs.root / "zero1" / "recipe.yaml").read_bytes() == before
+
+
+def test_resume_never_refuses_a_started_run(unbroken, runs, text_folder, shards):
+    recipe = {**tiny_recipe("zero1", text_folder), "data": {"shards": str(shards)}}
+    done = runs.adaponder("train", recipe, "--resume", "never")
+    assert done.returncode == 2
+    assert "already holds step-00000020" in done.stderr
+
+
+def wait_for(happened, process: subprocess.Popen | None = None, seconds: float = 100.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        assert process is None or process.poll() is None, "the process ended before"
+        time.sleep(0.05)
+
+
+def ranks_alive(runs: Runs, recipe: dict) -> bool:
+    mark = str(runs.root / recipe["name"] / "recipe.yaml")
+    found = (process.info for process in psutil.process_iter(["cmdline", "status"]))
+    return any(mark in (info["cmdline"] or []) and info["status"] != psutil.STATUS_ZOMBIE for info in found)

@@ -1,0 +1,39 @@
+"""The sources of a recipe, found and checked before any of them is read."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.errors import UserError
+from pipeline.recipe import JsonLinesSource, TokenizeSection
+from tokenization.documents import SourceReader
+from tokenization.json_lines import JsonLinesReader
+from tokenization.text_folder import TextFolderReader
+
+
+def open_sources(section: TokenizeSection, seed: int) -> list[SourceReader]:
+    """Find and check every input of the recipe; `UserError` lists all that is wrong with them."""
+    readers: list[SourceReader] = []
+    problems: list[str] = []
+    for number, source in enumerate(section.sources):
+        try:
+            if isinstance(source, JsonLinesSource):
+                readers.append(JsonLinesReader(source, seed))
+            else:
+                readers.append(TextFolderReader(source, seed))
+        except UserError as error:
+            problems.append(f"tokenize.sources.{number}: {error}")
+    problems += _train_and_validation_overlap(readers)
+    if problems:
+        raise UserError("; ".join(problems))
+    return readers
+
+
+def _train_and_validation_overlap(readers: list[SourceReader]) -> list[str]:
+    trained_on = {os.path.realpath(path) for reader in readers for path in reader.train_files}
+    return [
+        f"{path} is given for training and for validation: a model must not be measured on what it was trained on"
+        for reader in readers
+        for path in reader.validation_files
+        if os.path.realpath(path) in trained_on
+    ]
