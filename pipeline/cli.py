@@ -105,7 +105,7 @@ def release(
     read, folder = _open(recipe, overrides, runs)
     from pipeline.release.stage import release as stage
 
-    stage(read, folder, checkpoint, _command_line())
+    stage(read, folder, checkpoint, command=_command_line())
 
 
 @app.command()

@@ -30,7 +30,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     first, last = checkpoints[0], checkpoints[-1]
     before = evaluate(recipe, folder, first.name)
     after = evaluate(recipe, folder, last.name)
-    released = release(recipe, folder, last.name, command)
+    released = release(recipe, folder, last.name, command=command)
 
     table = Table(title=f"{recipe.name}: validation", title_justify="left")
     for column in ("", first.name, last.name):

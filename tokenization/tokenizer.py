@@ -7,7 +7,8 @@ it with `AutoTokenizer` gets the same ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 PADDING_TOKEN = "<|padding|>"
 TRAINED_NAME = "byte-level BPE trained on the sources"
+# `tokenizers` takes over 100 times a text's size in memory while it encodes it.
+PIECE_CHARACTERS = 1 << 20
+# Words on both sides of one space or line feed: the byte-level pre-tokenizer always cuts before that space.
+BETWEEN_WORDS = re.compile(r"[A-Za-z0-9](?=[ \n][A-Za-z0-9])")
 
 
 class DocumentTokenizer:
@@ -39,6 +44,13 @@ class DocumentTokenizer:
         path = folder / TOKENIZER_FILE
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True
+        words = self._tokenizer.pre_tokenizer
+        self._cuts_between_words = (
+            isinstance(words, pre_tokenizers.ByteLevel)
+            and words.use_regex
+            and not words.add_prefix_space
+            and isinstance(self._tokenizer.normalizer, normalizers.NFC | None)
+        )
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.entry = TokenizerEntry(
             name=name,
@@ -48,8 +60,37 @@ class DocumentTokenizer:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores; a text may give none."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Token ids of each text, on all cores; a text may give none.
+
+        A very long text is encoded in pieces, which bounds the memory, where that changes no id.
+        """
+        ids: list[list[int]] = [[] for _ in texts]
+        group: list[tuple[int, str]] = []
+        characters = 0
+        for number, text in enumerate(texts):
+            for piece in self._pieces(text):
+                group.append((number, piece))
+                characters += len(piece)
+                if characters >= PIECE_CHARACTERS:
+                    self._encode_into(ids, group)
+                    group, characters = [], 0
+        self._encode_into(ids, group)
+        return ids
+
+    def _encode_into(self, ids: list[list[int]], group: list[tuple[int, str]]) -> None:
+        encodings = self._tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+        for (number, _), encoding in zip(group, encodings, strict=True):
+            ids[number].extend(encoding.ids)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        start = 0
+        while self._cuts_between_words and len(text) - start > PIECE_CHARACTERS:
+            place = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)
+            if place is None:
+                break
+            yield text[start : place.end()]
+            start = place.end()
+        yield text[start:]
 
 
 def load_tokenizer(where: str, end_of_document: str) -> tuple[Tokenizer, dict[str, str]]:

@@ -17,6 +17,7 @@ import json
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -47,7 +48,8 @@ def main(request_path: str) -> None:
 
     torch.set_num_threads(request["threads"])
     release = request["release"]
-    tokenizer = AutoTokenizer.from_pretrained(release)
+    # The tokenizer too: transformers reads the configuration first, and asks on the terminal where it may not.
+    tokenizer = AutoTokenizer.from_pretrained(release, trust_remote_code=True)
     # In fp32, as the other side: half precision would round the same weights differently with every kernel.
     model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype=torch.float32).eval()
     tensors = torch.load(request["tensors"], weights_only=True)
@@ -57,9 +59,9 @@ def main(request_path: str) -> None:
     difference = (output.logits.float() - tensors["logits"]).abs().max().item()
     differing_depths = int((output.depths != tensors["depths"]).sum())
     # As a user does: in the precision of the file, a few tokens. Three are enough to see that generate() runs.
-    model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype="auto").eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype="auto").eval()
     prompt = tensors["inputs"][:1, :8]
-    generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    generated = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
     report = {
         "largest_difference": difference,
         "differing_depths": differing_depths,

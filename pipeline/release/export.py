@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as progress_bars
 
 import pipeline.model
 from pipeline.durable import fsync_file, fsync_folder
@@ -40,6 +41,7 @@ def export(model: AdaPonderForCausalLM, dtype: str, tokenizer: Path, folder: Pat
         "AutoModelForCausalLM": _address(AdaPonderForCausalLM),
     }
     model.generation_config.pad_token_id = config.eos_token_id
+    progress_bars.disable_progress_bar()  # its own bar, on stderr, would cut through the stage's console
     model.save_pretrained(folder)
     for path in [*model_files(), *sorted(tokenizer.iterdir())]:
         if path.is_file():

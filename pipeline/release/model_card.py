@@ -16,7 +16,7 @@ from pipeline.model import AdaPonderConfig
 from pipeline.recipe import Phase, Recipe
 
 PAPER = "https://arxiv.org/abs/2603.01914"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def _summary(subject: Subject) -> str:
     else:
         origin = "trained from scratch" + (f" in the architecture of {backbone}" if isinstance(backbone, str) else "")
     return (
-        f"A causal language model that decides, token by token, how many passes through its transformer it takes, up to "
-        f"{config.max_passes} ([AdaPonderLM]({PAPER})). It has {subject.parameters:,} parameters ({subject.dtype}): a "
-        f"GPT-NeoX (Pythia) network of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        "A causal language model that decides, token by token, how many passes through its transformer it takes, up "
+        f"to {config.max_passes} ([AdaPonderLM]({PAPER})). It has {subject.parameters:,} parameters ({subject.dtype}): "
+        f"a GPT-NeoX (Pythia) network of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
         f"{config.num_attention_heads} heads and {config.vocab_size:,} vocabulary entries, with a context of up to "
         f"{config.max_position_embeddings:,} tokens. It was {origin}; this is step {state.step:,}, after "
         f"{state.tokens:,} tokens of training."
@@ -104,12 +104,12 @@ def _summary(subject: Subject) -> str:
 
 def _loading(subject: Subject) -> str:
     return (
-        "The network's code lies beside the weights, so `trust_remote_code=True` is needed; "
-        f"verified with transformers {subject.transformers}.\n\n"
+        "The network's code lies beside the weights, so `trust_remote_code=True` is needed, for the tokenizer too: "
+        f"transformers reads the configuration first. Verified with transformers {subject.transformers}.\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'path = "path/to/this/folder"\n'
-        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)\n"
         'model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype="auto")\n\n'
         'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n"
@@ -128,8 +128,8 @@ def _method(subject: Subject) -> str:
         else "In this checkpoint gates weigh the feedback, but no token halts."
     )
     return (
-        f"The same transformer runs up to {config.max_passes} times. After each pass the token's predicted distribution, "
-        "as a mixture of embeddings weighted by a learned gate, is added to its input. " + halting
+        f"The same transformer runs up to {config.max_passes} times. After each pass the token's predicted "
+        f"distribution, as a mixture of embeddings weighted by a learned gate, is added to its input. {halting}"
     )
 
 
@@ -141,11 +141,15 @@ def _data(manifest: Manifest) -> str:
     for split in sorted(manifest.splits.values(), key=lambda split: (split.split, split.source or "")):
         lines += _split_lines(split)
     refused = sum(manifest.rejected.values())
-    return (
-        "\n".join(lines)
-        + f"\n\nTokenizer: {manifest.tokenizer.name}, {manifest.tokenizer.vocab_size:,} entries. Documents are joined by "
-        f"end-of-document tokens and cut into rows of {manifest.seq_len:,}; {refused:,} documents were refused."
-    )
+    tokenizer = manifest.tokenizer
+    # Of a folder on the machine that made the shards only the last name means something elsewhere.
+    name = Path(tokenizer.name).name if Path(tokenizer.name).is_absolute() else tokenizer.name
+    lines += [
+        "",
+        f"Tokenizer: {name}, {tokenizer.vocab_size:,} entries. Documents are joined by end-of-document tokens and cut "
+        f"into rows of {manifest.seq_len:,}; {refused:,} documents were refused.",
+    ]
+    return "\n".join(lines)
 
 
 def _split_lines(split: SplitEntry) -> list[str]:
@@ -163,10 +167,11 @@ def _training(subject: Subject) -> str:
     train, optimizer = recipe.train, recipe.train.optimizer
     lines = [
         f"{state.step:,} of {train.steps:,} steps, {train.global_batch} x {recipe.tokenize.seq_len:,} tokens a step, "
-        f"{state.precision}, {state.world_size} ranks, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning rate "
-        f"{optimizer.peak_lr:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, weight decay "
+        f"{state.precision}, {state.world_size} ranks, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning "
+        f"rate {optimizer.peak_lr:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, weight decay "
         f"{optimizer.weight_decay:g}, warm-up {optimizer.warmup_share:.0%} of the steps, cosine to "
-        f"{optimizer.floor_share:.0%} of the peak, gradients clipped at {optimizer.clip_grad_norm:g}. Seed {recipe.seed}.",
+        f"{optimizer.floor_share:.0%} of the peak, gradients clipped at {optimizer.clip_grad_norm:g}. "
+        f"Seed {recipe.seed}.",
         "",
         "| phase | steps | trained | halting | ponder loss |",
         "| --- | ---: | --- | --- | --- |",
@@ -187,8 +192,8 @@ def _evaluation(metrics: Metrics | None) -> str:
     if metrics is None:
         return "This checkpoint was not evaluated."
     lines = [
-        f"On the {metrics.identity.suite} set above ({metrics.overall.rows:,} rows, {metrics.overall.tokens:,} predicted "
-        "tokens), in fp32:",
+        f"On the {metrics.identity.suite} set above ({metrics.overall.rows:,} rows, {metrics.overall.tokens:,} "
+        "predicted tokens), in fp32:",
         "",
         "| source | tokens | loss (nats a token) | perplexity | bits a byte | mean depth |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -207,9 +212,9 @@ def _evaluation(metrics: Metrics | None) -> str:
 def _limits(subject: Subject) -> str:
     return (
         "Meant for research on language models whose computation adapts to the token. It is a base model: it continues "
-        "text, follows no instructions, and was not tuned to be safe or correct; it repeats what its training data holds, "
-        "errors and prejudice included, and should not decide anything about people. It knows nothing but the sources "
-        f"above, and texts longer than the {subject.manifest.seq_len:,} tokens of a training row are outside what it "
-        "learned. `generate()` recomputes the whole text at every token, and a halted token saves no computation in this "
-        "implementation: depths say how much is needed, not how long it takes."
+        "text, follows no instructions, and was not tuned to be safe or correct. It repeats what its training data "
+        "holds, errors and prejudice included, and should not decide anything about people. It knows nothing but the "
+        f"sources above, and texts longer than the {subject.manifest.seq_len:,} tokens of a training row are outside "
+        "what it learned. `generate()` recomputes the whole text at every token, and a halted token saves no "
+        "computation in this implementation: depths say how much is needed, not how long it takes."
     )

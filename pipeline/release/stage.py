@@ -1,7 +1,7 @@
 """The stage `release`: made beside, verified, then put in place; a release that differs is refused and changes nothing.
 
 release.partial is the new one while it is made, release.old the one before while the two change places; a kill
-between the two renames is repaired at the next start.
+between the two renames is repaired at the next start. A refused release stays in release.partial, to be looked at.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ def verify(model: AdaPonderForCausalLM, release: Path, inputs: torch.Tensor, log
     difference = found["largest_difference"]
     if not difference <= TOLERANCE or found["differing_depths"]:
         raise WorldError(
-            f"release refused: loaded afresh, {release} gives logits that differ from the training's weights by up to "
-            f"{difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of {inputs.numel()} tokens have "
-            "another depth"
+            f"release refused: loaded afresh, {release} gives logits that differ from the training's weights by up "
+            f"to {difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of {inputs.numel()} tokens "
+            "have another depth"
         )
     return Verification(difference, inputs.numel(), found["generated"])
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+import tokenization.tokenizer
 from pipeline.errors import UserError
 from tokenization.tokenizer import DocumentTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -65,6 +66,23 @@ def test_decoding_gives_any_text_back_and_no_text_forges_a_mark(saved: Path, tex
     assert 1 not in ids
     decoded = Tokenizer.from_file(str(saved / "tokenizer.json")).decode(ids, skip_special_tokens=False)
     assert decoded == unicodedata.normalize("NFC", text)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from(["ab", "Z9", " ", "  ", "\n", "\u0301", "'s", ".", "é", END])).map("".join), max_size=4
+    )
+)
+def test_long_texts_are_encoded_in_pieces_without_another_id(saved: Path, texts: list[str]) -> None:
+    tokenizer = DocumentTokenizer(saved, "given", END)
+    whole = tokenizer.encode_batch(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization.tokenizer, "PIECE_CHARACTERS", 3)
+        assert tokenizer.encode_batch(texts) == whole
+        pieces = list(tokenizer._pieces("one two three four"))
+        assert len(pieces) > 2
+        assert "".join(pieces) == "one two three four"
 
 
 def test_a_folder_a_file_and_a_configuration_beside_it_are_understood(small_tokenizer: Path, tmp_path: Path) -> None:

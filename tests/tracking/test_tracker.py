@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.tracking import Tracker, sync
-from pipeline.tracking.identity import only_writer, read_identity
+from pipeline.tracking.identity import EndStatus, only_writer, read_identity
 from pipeline.tracking.server import tracking_uri
 
 
@@ -20,7 +21,7 @@ def client_of(folder) -> MlflowClient:
     return MlflowClient(tracking_uri(folder.root))
 
 
-def runs_of(folder):
+def runs_of(folder) -> list[Any]:
     client = client_of(folder)
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
@@ -35,18 +36,22 @@ def events_of(folder):
     return [json.loads(line)["kind"] for line in folder.events_file.read_text().splitlines()]
 
 
-def track(folder, manifest, attempt=1, status="FINISHED"):
+def track(folder, manifest, attempt=1, status: EndStatus = "FINISHED") -> str:
+    """A training that ends at once; returns its MLflow run's id."""
     tracker = Tracker(folder, manifest, attempt)
     tracker.start()
     tracker.finish(status, wait_seconds=60)
-    return tracker
+    assert tracker.run_id is not None
+    return tracker.run_id
 
 
 def test_a_finished_training_stands_in_mlflow_with_all_that_made_it(folder, manifest, take_steps):
     take_steps(1, 2, 3)
-    tracker = track(folder, manifest)
+    run_id = track(folder, manifest)
     (run,) = runs_of(folder)
-    assert run.info.run_id == tracker.run_id == read_identity(folder).run_id
+    noted = read_identity(folder)
+    assert noted is not None
+    assert run.info.run_id == run_id == noted.run_id
     assert run.info.status == "FINISHED"
     assert history(folder, run.info.run_id) == [(1, 9.0), (2, 8.0), (3, 7.0)]
     assert run.data.params["train.phases.1.ponder_weight"] == str(folder.recipe.train.phases[1].ponder_weight)
@@ -100,18 +105,18 @@ def test_more_metrics_than_one_request_takes(folder, manifest):
         + json.dumps({"step": 3, "a": float("nan")})
         + "\n"
     )
-    tracker = track(folder, manifest)
-    metrics = client_of(folder).get_run(tracker.run_id).data.metrics
+    run_id = track(folder, manifest)
+    metrics = client_of(folder).get_run(run_id).data.metrics
     assert metrics["gate _pass 1_ _1099"] == 1099.0
-    assert [step for step, _ in history(folder, tracker.run_id, "a")] == [1, 3]
+    assert [step for step, _ in history(folder, run_id, "a")] == [1, 3]
     assert metrics["step"] == 3
 
 
 def test_a_run_deleted_on_the_server_is_replaced_and_that_is_said(folder, manifest, take_steps):
     take_steps(1)
-    first = track(folder, manifest).run_id
+    first = track(folder, manifest)
     client_of(folder).delete_run(first)
-    second = track(folder, manifest, attempt=2).run_id
+    second = track(folder, manifest, attempt=2)
     assert second != first
     assert history(folder, second) == [(1, 9.0)]
     assert events_of(folder) == ["tracking_run_lost"]
@@ -121,11 +126,11 @@ def test_another_server_gets_a_run_of_its_own_and_that_is_said(
     folder, manifest, take_steps, empty_store, tmp_path, monkeypatch
 ):
     take_steps(1)
-    first = track(folder, manifest).run_id
+    first = track(folder, manifest)
     elsewhere = tmp_path / "elsewhere.db"
     elsewhere.write_bytes(empty_store.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
-    second = track(folder, manifest, attempt=2).run_id
+    second = track(folder, manifest, attempt=2)
     assert second != first
     assert history(folder, second) == [(1, 9.0)]
     assert events_of(folder) == ["tracking_moved"]
@@ -174,6 +179,7 @@ def test_sending_again_changes_nothing(folder, manifest, take_steps):
 TRAINING = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from pipeline.data.manifest import manifest_hash
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder

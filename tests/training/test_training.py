@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from pipeline.checkpoint import complete_checkpoints, load_model
+from pipeline.errors import UserError
+from pipeline.training.attempt import hold_run
 from tests.conftest import Runs, tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -118,7 +120,7 @@ def test_gates_alone_and_then_everything(runs, recipe, strategy):
     assert [by_step[step].state.trained for step in (0, 4, 8)] == ["gates", "gates", "all"]
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe, strategy):
     recipe["train"] |= {"strategy": strategy, "precision": "bf16"}
     lines = runs.train(recipe)
@@ -144,59 +146,12 @@ def test_what_stands_in_a_run_folder(unbroken, runs):
     assert kinds[-1] == "training_finished"
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"train.global_batch": 9}, "not divisible"),
-        ({"tokenize.seq_len": 16}, "holds rows of 32 tokens"),
-        ({"model.backbone.max_position_embeddings": 16}, "max_position_embeddings 16"),
-        ({"model.backbone.vocab_size": 299}, "vocab"),
-        ({"model.backbone": "/no/such/folder"}, "no such checkpoint folder"),
-        ({"train.strategy": "zero9"}, "none of the shipped strategies (zero0, zero1, zero2, zero3)"),
-        ({"data.shards": "/no/such/shards"}, "manifest.json is missing"),
-    ],
-)
-def test_mistakes_end_in_one_line_and_exit_code_2(runs, recipe, change, told):
-    arguments = [f"--set={key}={value}" for key, value in change.items()]
-    done = runs.adaponder("train", recipe, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    assert not (runs.root / recipe["name"] / "checkpoints").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"seed": 8}, "seed 7 -> 8"),
-        ({"model.max_passes": 2}, "model.max_passes 3 -> 2"),
-        ({"train.strategy": "zero2"}, "under ZeRO 1 in fp32, this would be 2 ranks under ZeRO 2"),
-        ({"train.phases.1.steps": 5}, "past the recipe's 15 steps"),
-        ({"data.shards": "other"}, "was trained on manifest"),
-    ],
-)
-def test_a_run_is_not_continued_as_another(unbroken, runs, text_folder, shards, tmp_path, change, told):
-    recipe = {**tiny_recipe("zero1", text_folder), "data": {"shards": str(shards)}}
-    if "data.shards" in change:
-        other = tmp_path / "shards"
-        shutil.copytree(shards, other)
-        manifest = json.loads((other / "manifest.json").read_text())
-        (other / "manifest.json").write_text(json.dumps({**manifest, "rejected": {"empty": 1}}))
-        change = {"data.shards": str(other)}
-    before = (runs.root / "zero1" / "recipe.yaml").read_bytes()
-    done = runs.adaponder("train", recipe, *[f"--set={key}={value}" for key, value in change.items()])
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert (runs.root / "zero1" / "recipe.yaml").read_bytes() == before
-
-
-def test_resume_never_refuses_a_started_run(unbroken, runs, text_folder, shards):
-    recipe = {**tiny_recipe("zero1", text_folder), "data": {"shards": str(shards)}}
-    done = runs.adaponder("train", recipe, "--resume", "never")
-    assert done.returncode == 2
-    assert "already holds step-00000020" in done.stderr
+def test_two_trainings_of_one_run_do_not_mix(runs, recipe):
+    folder = runs.root / recipe["name"]
+    folder.mkdir()
+    with hold_run(folder), pytest.raises(UserError, match=rf"is being trained by process {os.getpid()} on "):
+        hold_run(folder, wait_seconds=0.3)
+    hold_run(folder, wait_seconds=0.3).close()
 
 
 def wait_for(happened, process: subprocess.Popen | None = None, seconds: float = 100.0) -> None:

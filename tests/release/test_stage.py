@@ -1,0 +1,232 @@
+"""A release from checkpoint to loaded model, in real fresh processes; and what must be refused."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pipeline.data.manifest import read_manifest
+from pipeline.errors import WorldError
+from pipeline.evaluation.stage import evaluate
+from pipeline.recipe_reader import parse_recipe
+from pipeline.release.export import export
+from pipeline.release.provenance import file_hashes, read_provenance
+from pipeline.release.stage import release
+from pipeline.release.verification import TOLERANCE, verify
+from pipeline.tracking import tracking_uri
+from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
+
+pytestmark = pytest.mark.slow
+COMMAND = "adaponder release tiny.yaml"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_store():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return make_model(run)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run, model):
+    return write_checkpoint(run, model)
+
+
+@pytest.fixture(scope="module")
+def released(run, checkpoint):
+    evaluate(run.recipe, run)
+    return release(run.recipe, run, command=COMMAND)
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    """A bfloat16 export of a network of its own, and that network."""
+    model = make_model(run)
+    export(model, "bfloat16", run.shards / "tokenizer", tmp_path / "exported")
+    return model, tmp_path / "exported"
+
+
+INPUTS = torch.arange(48).reshape(2, 24)
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+path = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+inputs = tokenizer("token passes gate", return_tensors="pt")
+with torch.no_grad():
+    output = model(**inputs)
+print(json.dumps({"ids": inputs["input_ids"].tolist(), "depths": output.depths.tolist(),
+                  "logits": output.logits.tolist(), "class": type(model).__module__}))
+"""
+
+
+def test_a_stranger_loads_it_and_gets_the_trained_network(run, model, released, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(released)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["class"].startswith("transformers_modules.")
+    with torch.no_grad():
+        expected = model(torch.tensor(found["ids"]))
+    assert torch.allclose(torch.tensor(found["logits"]), expected.logits, atol=TOLERANCE)
+    assert found["depths"] == expected.depths.tolist()
+
+
+def test_the_folder_holds_what_it_should_and_says_so(run, checkpoint, released):
+    assert released == run.release
+    names = {path.name for path in released.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert {"modeling_adaponder.py", "configuration_adaponder.py", "provenance.json"} <= names
+    auto_map = json.loads((released / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_adaponder.AdaPonderForCausalLM"
+    provenance = read_provenance(released)
+    assert provenance is not None
+    assert provenance.files == file_hashes(released)
+    assert set(provenance.files) == names - {"provenance.json"}
+    assert provenance.identity.manifest_hash == checkpoint.state.manifest_hash
+    assert provenance.recipe == run.recipe.resolved()
+    assert provenance.metrics is not None
+    assert provenance.metrics.identity.step == 20
+    assert provenance.command == COMMAND
+    assert provenance.logits_differ_by <= TOLERANCE
+    assert str(run.root) not in (released / "config.json").read_text()
+
+
+def test_every_number_of_the_card_is_the_runs(run, model, released):
+    card = (released / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == run.recipe.release.license
+    assert "base_model" not in yaml.safe_load(front)
+    manifest = read_manifest(run.shards)
+    for split in manifest.splits.values():
+        for source, count in split.sources.items():
+            row = f"| {split.split} | {source} | {count.documents:,} | {count.tokens:,} | {count.text_bytes:,} |"
+            assert row in text
+    provenance = read_provenance(released)
+    assert provenance is not None
+    assert provenance.metrics is not None
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in text
+    assert f"{provenance.tokens:,} tokens of training" in text
+    overall = provenance.metrics.overall
+    assert f"| all | {overall.tokens:,} | {overall.loss:.4f} | {overall.perplexity:,.2f} |" in text
+    for entry in overall.by_depth:
+        assert f"| {entry.depth} | {entry.tokens / overall.tokens:.1%} | {entry.loss:.4f} |" in text
+
+
+def test_provenance_and_card_are_artifacts_of_the_training_run(run, released):
+    client = MlflowClient(tracking_uri(run.root))
+    found = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    (training,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    logged = {item.path for item in client.list_artifacts(training.info.run_id, "release")}
+    assert logged == {"release/README.md", "release/provenance.json"}
+
+
+def test_a_standing_release_is_left_and_a_damaged_one_is_made_again(run, released, capsys):
+    weights = released / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    release(run.recipe, run, command=COMMAND)
+    assert "nothing to do" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == written
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    release(run.recipe, run, command=COMMAND)
+    assert weights.read_bytes() == whole
+    assert not run.release.with_name("release.partial").exists()
+    assert not run.release.with_name("release.old").exists()
+
+
+def test_bfloat16_weights_are_stored_as_such_and_agree(run, checkpoint, tmp_path):
+    content = run.recipe.resolved()
+    content["release"]["dtype"] = "bfloat16"
+    content["name"] = "half"
+    half = dataclasses.replace(run, recipe=parse_recipe(content, "half"))
+    shutil.copytree(run.path, half.path, ignore=shutil.ignore_patterns("release*", "mlflow*"))
+    folder = release(half.recipe, half, command=COMMAND)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118 - no mapping
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_kill_between_the_two_renames_is_repaired(run, released):
+    whole = file_hashes(released)
+    old = released.with_name("release.old")
+    released.rename(old)
+    release(run.recipe, run, command=COMMAND)
+    assert file_hashes(released) == whole
+    assert not old.exists()
+
+
+def test_a_changed_weight_is_refused_with_the_difference(exported, tmp_path):
+    model, folder = exported
+    weights = load_file(folder / "model.safetensors")
+    weights["gpt_neox.layers.0.attention.dense.weight"] *= 1.05
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorldError, match="release refused: .* differ from the training's weights by up to") as refused:
+        verify(model, folder, INPUTS, tmp_path / "log")
+    told = re.search(r"by up to ([\d.e+-]+) \(allowed: 0.0001\)", str(refused.value))
+    assert told is not None
+    assert float(told[1]) > TOLERANCE
+
+
+def test_a_changed_setting_is_refused(exported, tmp_path):
+    model, folder = exported
+    config = json.loads((folder / "config.json").read_text())
+    config["max_passes"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WorldError, match="release refused"):
+        verify(model, folder, INPUTS, tmp_path / "log")
+
+
+def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
+    model, folder = exported
+    code = folder / "modeling_adaponder.py"
+    code.write_text(code.read_text().replace("import math\n", "import math\nimport pipeline\n", 1))
+    with pytest.raises(WorldError, match="pipeline does not exist where a release is loaded"):
+        verify(model, folder, INPUTS, tmp_path / "log")
+
+
+def test_a_refused_release_leaves_the_standing_one(run, checkpoint, released, monkeypatch):
+    card = (released / "README.md").read_text()
+    (released / "README.md").write_text("edited")  # so that it is not taken for the one asked for
+    before = file_hashes(released)
+    tokenizer = run.shards / "tokenizer" / "tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
+    try:
+        with pytest.raises(WorldError, match="does not load in a fresh process"):
+            release(run.recipe, run, command=COMMAND)
+    finally:
+        tokenizer.write_text(whole)
+    assert file_hashes(released) == before
+    assert read_provenance(released) is not None
+    (released / "README.md").write_text(card)
