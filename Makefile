@@ -39,13 +39,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(INSTALLED)
 
-# Renews every pin for all supported Python versions; torch stays where it was tried.
+# Renews every pin for all supported Python versions, those of the installer included; torch stays where it was tried.
 constraints:
 	$(PYTHON) -m venv $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install --quiet uv
 	echo 'torch==2.13.0' > $(VENV)/torch.txt
-	$(VENV)/uv/bin/uv pip compile --universal --python-version 3.10 --extra dev --upgrade --no-header --no-annotate \
-		--constraint $(VENV)/torch.txt --output-file constraints.txt pyproject.toml
+	printf 'pip\nsetuptools\nwheel\n' | $(VENV)/uv/bin/uv pip compile --universal --python-version 3.10 --extra dev \
+		--upgrade --no-header --no-annotate --constraint $(VENV)/torch.txt --output-file constraints.txt pyproject.toml -
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

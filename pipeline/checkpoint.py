@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, WorldError
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
@@ -113,16 +114,22 @@ def load_model(checkpoint: Checkpoint) -> AdaPonderForCausalLM:
 
     Raises `WorldError` naming the checkpoint when its files do not give the network that its config.json describes.
     """
-    config = AdaPonderConfig.from_pretrained(checkpoint.path)
-    with torch.device("meta"):
-        model = AdaPonderForCausalLM(config)
-    model = model.to_empty(device="cpu").float()
     try:
+        config = AdaPonderConfig.from_pretrained(checkpoint.path)
         weights = _full_precision_weights(checkpoint)
-        model.load_state_dict(weights, strict=True)
     except (RuntimeError, KeyError, ValueError, OSError, AssertionError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise WorldError(f"{checkpoint.path} cannot be loaded: {first}") from error
+    # By transformers' own loading: it builds on no memory at first, and yet computes what is in no checkpoint (RoPE's
+    # frequencies).
+    disable_progress_bar()
+    loaded: Any = AdaPonderForCausalLM.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+    )
+    model, info = loaded
+    wrong = [f"{kind} {sorted(map(str, keys))[0]}" for kind, keys in info.items() if keys]
+    if wrong:
+        raise WorldError(f"{checkpoint.path} does not hold the network of its config.json: {'; '.join(wrong)}")
     return model.eval()
 
 
@@ -135,10 +142,10 @@ def _full_precision_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         model_states = checkpoint.path / "mp_rank_00_model_states.pt"
         weights |= torch.load(model_states, map_location="cpu", weights_only=False)["module"]
     if state.zero_stage > 0 or state.precision != "fp32":
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        # It tells its progress on stdout, which belongs to the stage.
+        # DeepSpeed talks on stdout, from its import on; that belongs to the stage.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
             masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         weights |= {name: torch.as_tensor(weight) for name, weight in (masters or {}).items()}
     return weights

@@ -54,4 +54,5 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     console.print(f"checkpoints  {folder.checkpoints}")
     console.print(f"evaluation   {folder.path / 'evaluation'}")
     console.print(f"release      {released}")
-    console.print(f"curves       mlflow ui --backend-store-uri {shlex.quote(without_secrets(tracking_uri(folder.root)))}")
+    store = shlex.quote(without_secrets(tracking_uri(folder.root)))
+    console.print(f"curves       mlflow ui --backend-store-uri {store}")

@@ -12,7 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-WORDS = "token passes gate halt depth layer think easy hard until state keys values shard row step loss mean".split()
+WORDS = (
+    "token",
+    "passes",
+    "gate",
+    "halt",
+    "depth",
+    "layer",
+    "think",
+    "easy",
+    "hard",
+    "until",
+    "state",
+    "keys",
+    "values",
+)
 
 
 def make_text_folder(folder: Path, documents: int, seed: int = 0) -> Path:

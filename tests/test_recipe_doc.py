@@ -9,4 +9,3 @@ DOC = Path(__file__).parents[1] / "docs" / "recipe.md"
 
 def test_the_document_is_what_the_types_say():
     assert DOC.read_text() == recipe_markdown(), "run `make docs`"
-

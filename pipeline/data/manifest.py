@@ -135,7 +135,9 @@ def manifest_hash(shards: Path) -> str:
     Where the inputs lay, what the tokenizer was called and which command wrote the shards is left out, so that the
     same data made in another place is the same data: the order of the rows follows from this hash.
     """
-    described = read_manifest(shards).model_dump(mode="json", exclude={"command", "version", "settings_sha256"})
+    described = read_manifest(shards).model_dump(
+        mode="json", exclude={"command", "version", "settings", "settings_sha256"}
+    )
     del described["tokenizer"]["name"]
     for entry in described["inputs"]:
         del entry["path"]

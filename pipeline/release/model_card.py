@@ -164,10 +164,11 @@ def _split_lines(split: SplitEntry) -> list[str]:
 
 def _training(subject: Subject) -> str:
     recipe, state = subject.recipe, subject.checkpoint.state
+    ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
     train, optimizer = recipe.train, recipe.train.optimizer
     lines = [
         f"{state.step:,} of {train.steps:,} steps, {train.global_batch} x {recipe.tokenize.seq_len:,} tokens a step, "
-        f"{state.precision}, {state.world_size} ranks, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning "
+        f"{state.precision}, {ranks}, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning "
         f"rate {optimizer.peak_lr:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, weight decay "
         f"{optimizer.weight_decay:g}, warm-up {optimizer.warmup_share:.0%} of the steps, cosine to "
         f"{optimizer.floor_share:.0%} of the peak, gradients clipped at {optimizer.clip_grad_norm:g}. "
@@ -210,11 +211,12 @@ def _evaluation(metrics: Metrics | None) -> str:
 
 
 def _limits(subject: Subject) -> str:
+    started = " and those of the model it started from" if subject.recipe.model.start == "weights" else ""
     return (
         "Meant for research on language models whose computation adapts to the token. It is a base model: it continues "
         "text, follows no instructions, and was not tuned to be safe or correct. It repeats what its training data "
         "holds, errors and prejudice included, and should not decide anything about people. It knows nothing but the "
-        f"sources above, and texts longer than the {subject.manifest.seq_len:,} tokens of a training row are outside "
-        "what it learned. `generate()` recomputes the whole text at every token, and a halted token saves no "
-        "computation in this implementation: depths say how much is needed, not how long it takes."
+        f"sources above{started}; texts longer than the {subject.manifest.seq_len:,} tokens of a training row are "
+        "outside what it was trained on here. `generate()` recomputes the whole text at every token, and a halted "
+        "token saves no computation in this implementation: depths say how much is needed, not how long it takes."
     )

@@ -215,7 +215,7 @@ def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
         verify(model, folder, INPUTS, tmp_path / "log")
 
 
-def test_a_refused_release_leaves_the_standing_one(run, checkpoint, released, monkeypatch):
+def test_a_refused_release_leaves_the_standing_one(run, checkpoint, released):
     card = (released / "README.md").read_text()
     (released / "README.md").write_text("edited")  # so that it is not taken for the one asked for
     before = file_hashes(released)
