@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,12 +32,13 @@ def run_ranks(
     stdout is shared (rank 0's progress goes there); stderr, where torchrun and libraries talk, goes to `launcher_log`.
     """
     launcher_log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks)),
-        *("--module", module, *arguments),
-    ]
-    with open(launcher_log, "ab") as log:
+    # torchrun leaves a folder behind for logs that it then does not write; it gets one that is removed.
+    with open(launcher_log, "ab") as log, tempfile.TemporaryDirectory(prefix="adaponder-torchrun-") as scratch:
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks), "--log-dir", scratch),
+            *("--module", module, *arguments),
+        ]
         process = subprocess.Popen(
             command,
             stderr=log,

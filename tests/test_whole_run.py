@@ -67,7 +67,8 @@ def test_mlflow_holds_one_training_run_with_two_evaluations(first, runs, recipe)
     evaluations = [run for run in runs_found if run.data.tags.get(children) == training.info.run_id]
     assert len(evaluations) == 2
     assert all("eval/validation/loss" in run.data.metrics for run in evaluations)
-    assert training.inputs.dataset_inputs
+    assert training.inputs is not None
+    assert [found.dataset.name for found in training.inputs.dataset_inputs] == [recipe["name"]]
 
 
 def test_the_release_generates_where_only_transformers_is(first, runs, recipe, tmp_path):

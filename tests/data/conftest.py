@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_shards import VOCABULARY, MakeShards, expected_rows, make_manifest
 
+from tests.data.random_shards import VOCABULARY, MakeShards, expected_rows, make_manifest
 from tokenization.packing import RowPacker
 from tokenization.shard_writer import ShardWriter
 

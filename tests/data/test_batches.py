@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from random_shards import MakeShards
 
 from pipeline.data.batches import TrainingBatches
 from pipeline.data.order import row_at
 from pipeline.data.rows import RowReader
 from pipeline.errors import UserError, WorldError
+from tests.data.random_shards import MakeShards
 
 SEED, HASH = 5, "cd" * 32
 

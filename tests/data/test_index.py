@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from random_shards import MakeShards
 
 from pipeline.data.index import read_index
 from pipeline.errors import WorldError
+from tests.data.random_shards import MakeShards
 
 
 def test_offsets_point_at_the_members(make_shards: MakeShards) -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_shards import MakeShards, make_manifest
 
 import pipeline.data.rows
 from pipeline.data.manifest import ShardEntry
 from pipeline.data.rows import IGNORED_LABEL, RowReader
 from pipeline.errors import WorldError
+from tests.data.random_shards import MakeShards, make_manifest
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from random_shards import VOCABULARY, MakeShards
 
 from pipeline.data.vocabulary import check_vocabulary
 from pipeline.errors import UserError
+from tests.data.random_shards import VOCABULARY, MakeShards
 
 
 def test_a_vocabulary_may_be_padded_but_not_cut(make_shards: MakeShards) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_adaponder import halting_config, random_model, random_tokens, tiny_config
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline.model import AdaPonderForCausalLM
+from tests.model.tiny_adaponder import halting_config, random_model, random_tokens, tiny_config
 
 TOKENS = random_tokens(2, 9, seed=50)
 SHAPES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_adaponder import tiny_config
 from transformers import GPTNeoXConfig
 
 from pipeline.model import AdaPonderConfig
+from tests.model.tiny_adaponder import tiny_config
 
 
 @pytest.mark.parametrize(

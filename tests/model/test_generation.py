@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_adaponder import halting_config, random_model, random_tokens
+
+from tests.model.tiny_adaponder import halting_config, random_model, random_tokens
 
 NEW = 6
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_adaponder import halting_config, random_model, random_tokens
+
+from tests.model.tiny_adaponder import halting_config, random_model, random_tokens
 
 PONDER = {"ponder_weight": 0.7, "ponder_fraction": 0.3}
 

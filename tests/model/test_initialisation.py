@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from tiny_adaponder import tiny_config
 
 from pipeline.model import AdaPonderForCausalLM
+from tests.model.tiny_adaponder import tiny_config
 
 HIDDEN, LAYERS, PASSES = 64, 3, 4
 

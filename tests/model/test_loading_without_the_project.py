@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_adaponder import halting_config, random_model, random_tokens
 
 import pipeline.model
 from pipeline.model import AdaPonderForCausalLM
+from tests.model.tiny_adaponder import halting_config, random_model, random_tokens
 
 ELSEWHERE = """
 import sys

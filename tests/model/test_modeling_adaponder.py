@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_pondering import ponder_row
-from tiny_adaponder import VOCABULARY, halting_config, random_model, random_tokens, tiny_config
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline.model import AdaPonderForCausalLM
+from tests.model.reference_pondering import ponder_row
+from tests.model.tiny_adaponder import VOCABULARY, halting_config, random_model, random_tokens, tiny_config
 
 
 def stock_twin(model: AdaPonderForCausalLM, dtype: torch.dtype) -> Any:

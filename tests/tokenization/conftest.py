@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import zstandard
-from generated_records import END, MakeRun, generated_texts, record_lines
 from tokenizers import Tokenizer
 
 from pipeline.recipe_reader import parse_recipe
 from pipeline.run_folder import RunFolder
+from tests.tokenization.generated_records import END, MakeRun, generated_texts, record_lines
 from tokenization.tokenizer import train_tokenizer
 
 

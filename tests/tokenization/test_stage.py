@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from generated_records import END, MakeRun, generated_texts, record_lines
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 from webdataset.compat import WebDataset
@@ -20,6 +19,7 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.data.vocabulary import check_vocabulary
 from pipeline.durable import sha256_file, sha256_json
 from pipeline.errors import UserError, WorldError
+from tests.tokenization.generated_records import END, MakeRun, generated_texts, record_lines
 from tokenization.stage import tokenize
 
 WIKIPEDIA_KEY = "validation-Wikipedia__en_-"

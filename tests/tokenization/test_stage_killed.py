@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from generated_records import MakeRun, generated_texts, record_lines
 
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.durable import sha256_file
+from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
 from tokenization.stage import tokenize
 
 CHILD = """

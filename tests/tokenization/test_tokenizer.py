@@ -8,7 +8,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from generated_records import END, generated_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer
 
 import tokenization.tokenizer
 from pipeline.errors import UserError
+from tests.tokenization.generated_records import END, generated_texts
 from tokenization.tokenizer import DocumentTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 
