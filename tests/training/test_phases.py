@@ -74,7 +74,7 @@ def test_warm_up_peak_and_floor():
     assert math.isclose(max(rates), 1e-3)
     assert rates.index(max(rates)) in (19, 20)
     assert math.isclose(rates[-1], 1e-4)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 @given(st.integers(1, 50), st.floats(0, 1))
