@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, WorldError
@@ -26,6 +27,8 @@ from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 
 MARKER = "COMPLETE"
 STATE_FILE = "trainer_state.json"
+FROZEN_FILE = "frozen_weights.safetensors"
+"""Weights that a bf16 training keeps frozen, in fp32: DeepSpeed has them in bf16 only."""
 POINTER = "latest"
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -37,6 +40,8 @@ class TrainerState(BaseModel):
 
     step: int
     """Optimizer steps taken."""
+    save_id: str
+    """Random for every save: tells apart two checkpoints of the same step, recipe and data."""
     rows: int
     """Rows consumed; the one number that the data order resumes from."""
     tokens: int
@@ -81,23 +86,35 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
 
     Raises `WorldError` naming the file when a complete checkpoint no longer is what its marker says.
     """
+    return [_open(path) for path in _complete(folder)]
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is anything to continue from."""
+    return bool(_complete(folder))
+
+
+def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / MARKER).is_file()]
-    return [_open(path) for path in sorted(found)]
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / MARKER).is_file())
 
 
 def find_checkpoint(folder: Path, name: str = POINTER) -> Checkpoint:
-    """The checkpoint called `name` (step-00001000), or the newest for "latest"; `UserError` when there is none."""
-    checkpoints = complete_checkpoints(folder)
-    if not checkpoints:
+    """The checkpoint called `name` (step-00001000), or the newest for "latest"; `UserError` when there is none.
+
+    Other checkpoints are not looked at: a damaged older one does not stand in the way.
+    """
+    complete = _complete(folder)
+    if not complete:
         raise UserError(f"{folder} holds no complete checkpoint: run `adaponder train` first")
     if name == POINTER:
-        return checkpoints[-1]
-    for checkpoint in checkpoints:
-        if checkpoint.name == name:
-            return checkpoint
-    raise UserError(f"{folder} holds no complete checkpoint {name}: there are {', '.join(c.name for c in checkpoints)}")
+        return _open(complete[-1])
+    if folder / name in complete:
+        return _open(folder / name)
+    raise UserError(
+        f"{folder} holds no complete checkpoint {name}: there are {', '.join(path.name for path in complete)}"
+    )
 
 
 def require_same_manifest(checkpoint: Checkpoint, manifest_hash: str, shards: Path) -> None:
@@ -117,7 +134,7 @@ def load_model(checkpoint: Checkpoint) -> AdaPonderForCausalLM:
     try:
         config = AdaPonderConfig.from_pretrained(checkpoint.path)
         weights = _full_precision_weights(checkpoint)
-    except (RuntimeError, KeyError, ValueError, OSError, AssertionError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, OSError, AssertionError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise WorldError(f"{checkpoint.path} cannot be loaded: {first}") from error
     # By transformers' own loading: it builds on no memory at first, and yet computes what is in no checkpoint (RoPE's
@@ -148,6 +165,8 @@ def _full_precision_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
             masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         weights |= {name: torch.as_tensor(weight) for name, weight in (masters or {}).items()}
+    if (checkpoint.path / FROZEN_FILE).is_file():
+        weights |= load_file(checkpoint.path / FROZEN_FILE)
     return weights
 
 

@@ -6,12 +6,14 @@ once.
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -53,11 +55,34 @@ def _open(recipe: str, overrides: list[str] | None, runs: Path | None) -> tuple[
     return read, RunFolder(runs_root(runs), read)
 
 
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors meant for the operator become one line and their exit code; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def reported(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except AdaPonderError as error:
+            _end(str(error), error.exit_code)
+        except OSError as error:
+            _end(f"{error.filename or 'a file'}: {error.strerror or error}; the same command continues", 1)
+        except KeyboardInterrupt:
+            _end("interrupted; the same command continues", 130)
+
+    return reported
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    error_console.print(f"adaponder: {message}", style="red", markup=False)
+    sys.exit(exit_code)
+
+
 def _command_line() -> str:
     return shlex.join(["adaponder", *sys.argv[1:]])
 
 
 @app.command()
+@_reported
 def tokenize(recipe: RecipeArgument, overrides: SetOption = None, runs: RunsOption = None) -> None:
     """Documents become shards."""
     read, folder = _open(recipe, overrides, runs)
@@ -67,6 +92,7 @@ def tokenize(recipe: RecipeArgument, overrides: SetOption = None, runs: RunsOpti
 
 
 @app.command()
+@_reported
 def train(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -81,6 +107,7 @@ def train(
 
 
 @app.command()
+@_reported
 def evaluate(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -95,6 +122,7 @@ def evaluate(
 
 
 @app.command()
+@_reported
 def release(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -109,6 +137,7 @@ def release(
 
 
 @app.command()
+@_reported
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -123,15 +152,8 @@ def run(
 
 
 def main() -> None:
-    """Entry point: errors meant for the operator become one line and their exit code; bugs keep their traceback."""
+    """Entry point of the console script."""
     # Set before the first import of the libraries: they would talk in between our lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        app()
-    except AdaPonderError as error:
-        error_console.print(f"adaponder: {error}", style="red", markup=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        error_console.print("adaponder: interrupted; the same command continues", style="red", markup=False)
-        sys.exit(130)
+    app()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,31 @@ def fsync_file(path: Path) -> None:
 def fsync_folder(path: Path) -> None:
     """Make renames inside `path` survive a power cut."""
     fsync_file(path)
+
+
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of `folder`, which may stand; a kill in between is for `repair_folder`."""
+    old = _old(folder)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    fsync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def repair_folder(folder: Path) -> None:
+    """Undo or finish a `replace_folder` that a kill cut in two."""
+    old = _old(folder)
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
 
 
 def sha256_file(path: Path) -> str:

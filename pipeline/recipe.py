@@ -205,7 +205,7 @@ class TrainSection(Section):
     """A file of ds_configs/ by name, or the path of a DeepSpeed JSON file."""
     precision: Literal["bf16", "fp32"] = "bf16"
     ranks: PositiveInt | Literal["auto"] = "auto"
-    """Processes on this machine; auto: as many as there are GPUs, one where there is none."""
+    """Processes on this machine; auto: as many as there are GPUs, two where there is none."""
     micro_batch: PositiveInt
     """Rows a rank runs at once."""
     global_batch: PositiveInt

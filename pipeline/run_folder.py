@@ -65,5 +65,10 @@ class RunFolder:
 
     def write_recipe(self) -> None:
         """Write the resolved recipe; it and the folder reproduce the run."""
-        text = f"# Resolved recipe, sha256 {self.recipe.hash()}\n"
-        write_text(self.recipe_file, text + yaml.safe_dump(self.recipe.resolved(), sort_keys=False, allow_unicode=True))
+        write_resolved_recipe(self.recipe, self.recipe_file)
+
+
+def write_resolved_recipe(recipe: Recipe, path: Path) -> None:
+    """The recipe with every default filled in, as YAML; its hash stands in the first line."""
+    text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+    write_text(path, f"# Resolved recipe, sha256 {recipe.hash()}\n{text}")

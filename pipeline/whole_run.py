@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from pipeline.checkpoint import complete_checkpoints, load_model
 from pipeline.console import console
+from pipeline.data.vocabulary import check_entries
 from pipeline.evaluation.sample import generate_sample, render
 from pipeline.evaluation.stage import evaluate
 from pipeline.recipe import Recipe
@@ -18,12 +19,17 @@ from pipeline.tracking.server import tracking_uri, without_secrets
 from pipeline.training.checks import check_recipe, choose_ranks
 from pipeline.training.stage import train
 from tokenization.stage import tokenize
+from tokenization.tokenizer import load_tokenizer
 
 
 def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> None:
     """Tokenize, train, evaluate the first and the last checkpoint, release the last; then the summary."""
     # Before anything is made: what is wrong for training would only show after tokenization.
     _, config = check_recipe(recipe, choose_ranks(recipe)[0])
+    if isinstance(recipe.tokenize.tokenizer, str):
+        tokenizer, _ = load_tokenizer(recipe.tokenize.tokenizer, recipe.tokenize.end_of_document)
+        entries = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        check_entries(recipe.tokenize.tokenizer, entries, config.vocab_size)
     tokenize(recipe, folder, command)
     train(recipe, folder, resume)
     checkpoints = complete_checkpoints(folder.checkpoints)

@@ -57,8 +57,7 @@ def test_mlflow_holds_one_training_run_with_two_evaluations(first, runs, recipe)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs.root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "adaponder"]
     children = "mlflow.parentRunId"
-    state = json.loads((runs.root / recipe["name"] / "checkpoints/step-00000020/trainer_state.json").read_text())
-    training = client.get_run(state["mlflow_run_id"])
+    training = client.get_run(json.loads((runs.root / recipe["name"] / "mlflow.json").read_text())["runs"][-1]["run_id"])
     assert training.info.status == "FINISHED"
     assert training.data.params["train.micro_batch"] == "2"
     history = client.get_metric_history(training.info.run_id, "train/ce_loss")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 
 from pipeline.errors import UserError
 from pipeline.recipe import JsonLinesSource, TokenizeSection
-from tokenization.documents import SourceReader
+from tokenization.documents import SourceReader, printable
 from tokenization.json_lines import JsonLinesReader
 from tokenization.text_folder import TextFolderReader
 
@@ -24,6 +25,7 @@ def open_sources(section: TokenizeSection, seed: int) -> list[SourceReader]:
         except UserError as error:
             problems.append(f"tokenize.sources.{number}: {error}")
     problems += _train_and_validation_overlap(readers)
+    problems += _read_twice(readers)
     if problems:
         raise UserError("; ".join(problems))
     return readers
@@ -37,3 +39,18 @@ def _train_and_validation_overlap(readers: list[SourceReader]) -> list[str]:
         for path in reader.validation_files
         if os.path.realpath(path) in trained_on
     ]
+
+
+def _read_twice(readers: list[SourceReader]) -> list[str]:
+    """Training files that two sources share: what one cuts off for validation, the other would train on."""
+    problems = []
+    files = [{os.path.realpath(path): path for path in reader.train_files} for reader in readers]
+    for one, other in combinations(range(len(readers)), 2):
+        shared = sorted(files[one].keys() & files[other].keys())
+        if shared:
+            more = f" and {len(shared) - 1} more files" if len(shared) > 1 else ""
+            problems.append(
+                f"{printable(str(files[one][shared[0]]))}{more}: read by two sources, {readers[one].name} and "
+                f"{readers[other].name}: give each file to one of them"
+            )
+    return problems

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.console import console
 from pipeline.data.manifest import MANIFEST_NAME, InputEntry, Manifest, SplitEntry, read_manifest, write_manifest
-from pipeline.durable import PARTIAL_SUFFIX, whole_file
+from pipeline.durable import PARTIAL_SUFFIX, sha256_file, whole_file
 from pipeline.errors import UserError, WorldError
 from pipeline.recipe import DataSection, JsonLinesSource, Recipe, TrainedTokenizer
 from pipeline.run_folder import RunFolder
@@ -189,7 +189,7 @@ def _use_shards_made_before(recipe: Recipe, shards: Path) -> Manifest:
             f"{shards} has rows of seq_len {manifest.seq_len}, the recipe's tokenize.seq_len is "
             f"{recipe.tokenize.seq_len}: make them equal or point data.shards elsewhere"
         )
-    _check_shard_sizes(manifest, shards)
+    _check_nothing_is_damaged(manifest, shards)
     console.print(f"nothing to do: data.shards points at {shards}, made before", markup=False)
     return manifest
 
@@ -202,12 +202,21 @@ def _use_finished_shards(recipe: Recipe, shards: Path) -> Manifest:
             f"{shards} was made with other settings ({'; '.join(differences)}): "
             "give the run another name, or remove that folder to tokenize anew"
         )
-    _check_shard_sizes(manifest, shards)
+    _check_nothing_is_damaged(manifest, shards)
     console.print(f"nothing to do: {shards} is complete", markup=False)
     return manifest
 
 
-def _check_shard_sizes(manifest: Manifest, shards: Path) -> None:
+def _check_nothing_is_damaged(manifest: Manifest, shards: Path) -> None:
+    """That all shards are there with their sizes, and the tokenizer that made them."""
+    tokenizer = shards / TOKENIZER_FOLDER / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise WorldError(f"{tokenizer} is missing: bring it back, or remove {shards} and tokenize anew")
+    if sha256_file(tokenizer) != manifest.tokenizer.sha256:
+        raise WorldError(
+            f"{tokenizer} is not the tokenizer that made these shards, its manifest has another sha256: "
+            f"bring it back, or remove {shards} and tokenize anew"
+        )
     for split in manifest.splits.values():
         for shard in split.shards:
             path = shards / shard.name

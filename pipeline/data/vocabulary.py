@@ -8,9 +8,13 @@ from pipeline.errors import UserError
 
 def check_vocabulary(manifest: Manifest, vocab_size: int) -> None:
     """`UserError` where the shards may hold token ids that an embedding of `vocab_size` rows does not have."""
-    tokenizer = manifest.tokenizer
-    if tokenizer.vocab_size > vocab_size:
+    check_entries(manifest.tokenizer.name, manifest.tokenizer.vocab_size, vocab_size)
+
+
+def check_entries(tokenizer: str, entries: int, vocab_size: int) -> None:
+    """`UserError` where a tokenizer of `entries` ids is larger than an embedding of `vocab_size` rows."""
+    if entries > vocab_size:
         raise UserError(
-            f"the tokenizer of the shards ({tokenizer.name}) has {tokenizer.vocab_size} entries, the backbone's "
-            f"vocab_size is {vocab_size}: take the backbone's own tokenizer or a larger vocab_size"
+            f"the tokenizer of the shards ({tokenizer}) has {entries} entries, the backbone's vocab_size is "
+            f"{vocab_size}: take the backbone's own tokenizer or a larger vocab_size"
         )

@@ -3,6 +3,7 @@ asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,8 @@ class Identity(_Entry):
     suite: str
     checkpoint: str
     step: int
+    save_id: str
+    """The checkpoint's: tells its weights from others of the same step and recipe."""
     recipe_hash: str
     """The recipe that trained the checkpoint."""
     manifest_hash: str
@@ -72,11 +75,14 @@ class Metrics(_Entry):
     seconds: float
     device: str
 
-    def flat(self) -> dict[str, float]:
-        """Numbers by name, for MLflow: loss, depth_2/loss, SOURCE/perplexity, ..."""
+    def flat(self, keys: Mapping[str, str]) -> dict[str, float]:
+        """Numbers by name, for MLflow: loss, depth_2/loss, source/KEY/perplexity, ...
+
+        keys: a distinct name for every source, of letters, digits, "_" and "-" only: all that any store takes.
+        """
         named = _flat(self.overall)
         for source, measured in self.sources.items():
-            named.update({f"{source}/{name}": value for name, value in _flat(measured).items()})
+            named.update({f"source/{keys[source]}/{name}": value for name, value in _flat(measured).items()})
         return named
 
 

@@ -5,7 +5,8 @@ The depths come from one forward over the finished text, which gives every token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ _LIGHT_TO_DARK = ((253, 234, 69), (203, 186, 105), (124, 123, 120), (87, 92, 109
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text and the depth of the token it comes from."""
+    """Some text, the tokens that make it up, and the largest depth among them."""
 
     text: str
+    tokens: tuple[int, ...]
     depth: int
 
 
@@ -44,10 +46,10 @@ class Sample:
 
 @torch.inference_mode()
 def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, new_tokens: int, seed: int) -> Sample:
-    """Sample `new_tokens` tokens after `prompt` (temperature 1, the 50 likeliest tokens), the same for the same seed.
+    """Sample up to `new_tokens` tokens after `prompt` (temperature 1, the 50 likeliest), the same for the same seed.
 
-    `tokenizer` is a transformers tokenizer; an empty prompt starts at an end-of-document mark. Raises `UserError` when
-    prompt and new tokens are longer than the model's positions.
+    `tokenizer` is a transformers tokenizer; its end-of-text mark ends the text, and starts that of an empty prompt.
+    Raises `UserError` when prompt and new tokens are longer than the model's positions.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     limit = model.config.max_position_embeddings
@@ -58,14 +60,14 @@ def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, ne
     inputs = torch.tensor([ids], device=model.device)
     network: Any = model  # generate() is typed for a protocol that transformers' own models do not fulfil
     if new_tokens:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with _seeded(model.device, seed):
             finished = network.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=new_tokens,
                 do_sample=True,
                 top_k=50,
+                eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id,
             )
     else:
@@ -105,6 +107,18 @@ def depth_style(depth: int, max_passes: int) -> Style:
     return Style(color="#000000" if bright else "#ffffff", bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
 
 
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generator that sampling on `device` draws from, and no other; after the block it is as it was."""
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
 def _pieces(tokenizer: Any, ids: Sequence[int], depths: Sequence[int]) -> list[Piece]:
     """Text token by token. Tokens that together make up one character stand in one piece, with the largest depth."""
     pieces: list[Piece] = []
@@ -117,6 +131,6 @@ def _pieces(tokenizer: Any, ids: Sequence[int], depths: Sequence[int]) -> list[P
         # Half a character decodes to the replacement mark; a character has at most four bytes, so at most four tokens.
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < 4 and place < len(ids) - 1:
             continue
-        pieces.append(Piece(text, deepest))
+        pieces.append(Piece(text, tuple(waiting), deepest))
         waiting, deepest = [], 0
     return pieces

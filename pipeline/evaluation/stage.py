@@ -13,6 +13,7 @@ from pipeline.checkpoint import Checkpoint, find_checkpoint, load_model, require
 from pipeline.console import console
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.rows import RowReader
+from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder
 from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.depth import DepthSums
 from pipeline.evaluation.measure import measure
@@ -29,31 +30,38 @@ def evaluate(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest",
     """Evaluate a checkpoint of the run; metrics.json and figures go to evaluation/CHECKPOINT/SUITE/ and to MLflow.
 
     In fp32 with the training's master weights, whatever the training's precision, on a GPU where there is one. What
-    was evaluated before is not done again. Raises `UserError` for a checkpoint, suite or shards that do not fit.
+    was evaluated before is not done again; an evaluation that stands gives way to a whole one only. Raises `UserError`
+    for a checkpoint, suite or shards that do not fit, `WorldError` naming the file that cannot be read or written.
     """
     # Tracking is imported here, not above: `adaponder --help` and the other stages need not load it.
     from pipeline.tracking import log_evaluation
 
     if suite != VALIDATION:
         raise UserError(f"there is no evaluation suite {suite!r}: take {VALIDATION!r}")
-    checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
-    manifest = read_manifest(folder.shards)
-    require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
-    output = folder.evaluation(checkpoint.name, suite)
-    identity = identify(checkpoint, recipe.evaluate, suite)
-    metrics = read_metrics(output)
-    if metrics is not None and metrics.identity == identity:
-        console.print(f"evaluate: {checkpoint.name} is evaluated already, nothing to do ({output})")
-    else:
-        metrics = evaluate_model(load_model(checkpoint), folder, manifest, recipe.evaluate, identity)
-        if output.exists():  # an evaluation of other rows, or one that was cut short
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-        write_plots(output, metrics)
-        write_metrics(output, metrics)
-        console.print(_table(metrics))
-        console.print(f"evaluate: {output}")
-    log_evaluation(folder, checkpoint, suite, metrics.flat(), output)
+    try:
+        checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
+        manifest = read_manifest(folder.shards)
+        require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
+        output = folder.evaluation(checkpoint.name, suite)
+        repair_folder(output)
+        identity = identify(checkpoint, recipe.evaluate, suite)
+        metrics = read_metrics(output)
+        if metrics is not None and metrics.identity == identity:
+            console.print(f"evaluate: {checkpoint.name} is evaluated already, nothing to do ({output})")
+        else:
+            metrics = evaluate_model(load_model(checkpoint), folder, manifest, recipe.evaluate, identity)
+            partial = output.with_name(output.name + PARTIAL_SUFFIX)
+            if partial.exists():  # one that was cut short
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            write_plots(partial, metrics)
+            write_metrics(partial, metrics)
+            replace_folder(partial, output)
+            console.print(_table(metrics))
+            console.print(f"evaluate: {output}")
+        log_evaluation(folder, checkpoint, suite, metrics.flat(_metric_keys(manifest)), output)
+    except OSError as error:
+        raise WorldError(f"evaluate: {error.filename or folder.path}: {error.strerror or error}") from error
     return metrics
 
 
@@ -63,6 +71,7 @@ def identify(checkpoint: Checkpoint, section: EvaluateSection, suite: str) -> Id
         suite=suite,
         checkpoint=checkpoint.name,
         step=checkpoint.step,
+        save_id=checkpoint.state.save_id,
         recipe_hash=checkpoint.state.recipe_hash,
         manifest_hash=checkpoint.state.manifest_hash,
         rows_per_source=section.rows_per_source,
@@ -120,6 +129,12 @@ def evaluate_model(
         seconds=round(time.monotonic() - began, 3),
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     )
+
+
+def _metric_keys(manifest: Manifest) -> dict[str, str]:
+    """What each source is called in the names of metrics: the safe and distinct form that names its shards."""
+    sets = manifest.splits.items()
+    return {split.source: key.removeprefix("validation-") for key, split in sets if split.source is not None}
 
 
 def _progress() -> Progress:

@@ -43,7 +43,7 @@ class AdaPonderOutput(ModelOutput):
     ce_loss: torch.Tensor | None = None
     """Cross entropy of the last pass, float32, nats, mean over the labels that are not -100."""
     ponder_loss: torch.Tensor | None = None
-    """Mean of the smallest gate values (see `ponder_loss.py`), float32."""
+    """Mean of the smallest gate values of the positions that have a label (see `ponder_loss.py`), float32."""
     logits: torch.Tensor | None = None
     """[B, n, vocabulary] of the last pass; the last `logits_to_keep` positions where that is above 0."""
     gates: torch.Tensor | None = None
@@ -204,7 +204,10 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, GenerationMixin):
         if shift_labels is not None:
             gate_values = gates if self.config.ponder_loss_on == "probability" else gate_logits
             ce_loss = cross_entropy(logits, shift_labels)
-            pushed_down = ponder_loss(gate_values, ponder_fraction, attention_mask)
+            counted = shift_labels != -100  # a row's padding at the end is told by its labels alone
+            if attention_mask is not None:
+                counted = counted & attention_mask.bool()
+            pushed_down = ponder_loss(gate_values, ponder_fraction, counted.to(gate_values.device))
             loss = ce_loss + ponder_weight * pushed_down
         return AdaPonderOutput(
             loss=loss,

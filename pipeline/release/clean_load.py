@@ -1,4 +1,4 @@
-"""Loads a release as a stranger would, and compares its logits with those of the training's weights.
+"""Loads a release as a stranger would, and compares its logits with those of the weights it was made from.
 
 A program of its own, run by `verification` as `python -I -S clean_load.py REQUEST`: -S leaves out every .pth file, so
 an editable install of this project is not seen; the site-packages folders are added by hand, and what is installed

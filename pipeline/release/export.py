@@ -12,7 +12,8 @@ import torch
 from transformers.utils import logging as progress_bars
 
 import pipeline.model
-from pipeline.durable import fsync_file, fsync_folder
+from pipeline.data.manifest import TokenizerEntry
+from pipeline.durable import fsync_file, fsync_folder, sha256_file
 from pipeline.errors import WorldError
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 
@@ -25,30 +26,46 @@ def model_files() -> list[Path]:
     return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
 
 
-def export(model: AdaPonderForCausalLM, dtype: str, tokenizer: Path, folder: Path) -> None:
+def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: TokenizerEntry, folder: Path) -> None:
     """Write all files that loading needs into `folder`, weights in `dtype`.
 
-    `model` is cast to `dtype` in place. `tokenizer` is the folder of the run's tokenizer. Raises `WorldError` when the
-    tokenizer is missing.
+    `model` is rounded to `dtype` in place. `tokenizer` is what the manifest of `shards` says of the tokenizer there.
+    Raises `WorldError` when the tokenizer is missing, or another than the manifest's.
     """
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise WorldError(f"{tokenizer / 'tokenizer.json'} is missing: the release needs the run's tokenizer")
-    torch.nn.Module.to(model, DTYPES[dtype])
+    tokenizer_folder = shards / "tokenizer"
+    _require_tokenizer(tokenizer_folder / "tokenizer.json", tokenizer)
+    # Parameters only: RoPE's frequencies are no weights, and a loaded model computes them in fp32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
     config = model.config
     config.dtype = DTYPES[dtype]
+    # What the documents were joined with: after it the model starts another one.
+    end = tokenizer.end_of_document_id
+    for ids in (config, model.generation_config):
+        ids.bos_token_id = ids.eos_token_id = ids.pad_token_id = end
     config.auto_map = {
         "AutoConfig": _address(AdaPonderConfig),
         "AutoModelForCausalLM": _address(AdaPonderForCausalLM),
     }
-    model.generation_config.pad_token_id = config.eos_token_id
     progress_bars.disable_progress_bar()  # its own bar, on stderr, would cut through the stage's console
     model.save_pretrained(folder)
-    for path in [*model_files(), *sorted(tokenizer.iterdir())]:
+    for path in [*model_files(), *sorted(tokenizer_folder.iterdir())]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():
         fsync_file(path)
     fsync_folder(folder)
+
+
+def _require_tokenizer(path: Path, entry: TokenizerEntry) -> None:
+    if not path.is_file():
+        raise WorldError(f"{path} is missing: the release needs the run's tokenizer")
+    found = sha256_file(path)
+    if found != entry.sha256:
+        raise WorldError(
+            f"{path} is not the tokenizer that the shards were made with: its SHA-256 is {found[:12]}, the manifest "
+            f"says {entry.sha256[:12]}: bring it back"
+        )
 
 
 def _address(of: type) -> str:

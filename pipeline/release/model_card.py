@@ -14,6 +14,7 @@ from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.evaluation.metrics import Measured, Metrics
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe import Phase, Recipe
+from pipeline.release.provenance import without_folders
 
 PAPER = "https://arxiv.org/abs/2603.01914"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -51,7 +52,7 @@ def model_card(subject: Subject) -> str:
         "## Training",
         _training(subject),
         "## Evaluation",
-        _evaluation(subject.metrics),
+        _evaluation(subject.metrics, subject.dtype),
         "## Intended use and limits",
         _limits(subject),
         "## Licence",
@@ -61,12 +62,17 @@ def model_card(subject: Subject) -> str:
     return _front_matter(subject) + "\n\n".join(sections) + "\n"
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """The hub id that the weights started from; None from scratch, or from a folder that nobody else has."""
+def hub_backbone(recipe: Recipe) -> str | None:
+    """The backbone's hub id; None for one given in numbers, or a folder that nobody else has."""
     backbone = recipe.model.backbone
-    if recipe.model.start != "weights" or not isinstance(backbone, str):
+    if not isinstance(backbone, str):
         return None
     return backbone if _HUB_ID.fullmatch(backbone) and not Path(backbone).exists() else None
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """The hub id that the weights started from; None from scratch, or from a folder."""
+    return hub_backbone(recipe) if recipe.model.start == "weights" else None
 
 
 def _front_matter(subject: Subject) -> str:
@@ -84,14 +90,14 @@ def _front_matter(subject: Subject) -> str:
 
 def _summary(subject: Subject) -> str:
     config, state = subject.config, subject.checkpoint.state
-    backbone = subject.recipe.model.backbone
+    backbone = hub_backbone(subject.recipe)
     base = base_model(subject.recipe)
     if base is not None:
         origin = f"continued from [{base}](https://huggingface.co/{base})"
     elif subject.recipe.model.start == "weights":
         origin = "continued from an earlier checkpoint"
     else:
-        origin = "trained from scratch" + (f" in the architecture of {backbone}" if isinstance(backbone, str) else "")
+        origin = "trained from scratch" + (f" in the architecture of {backbone}" if backbone is not None else "")
     return (
         "A causal language model that decides, token by token, how many passes through its transformer it takes, up "
         f"to {config.max_passes} ([AdaPonderLM]({PAPER})). It has {subject.parameters:,} parameters ({subject.dtype}): "
@@ -142,12 +148,11 @@ def _data(manifest: Manifest) -> str:
         lines += _split_lines(split)
     refused = sum(manifest.rejected.values())
     tokenizer = manifest.tokenizer
-    # Of a folder on the machine that made the shards only the last name means something elsewhere.
-    name = Path(tokenizer.name).name if Path(tokenizer.name).is_absolute() else tokenizer.name
     lines += [
         "",
-        f"Tokenizer: {name}, {tokenizer.vocab_size:,} entries. Documents are joined by end-of-document tokens and cut "
-        f"into rows of {manifest.seq_len:,}; {refused:,} documents were refused.",
+        f"Tokenizer: {without_folders(tokenizer.name)}, {tokenizer.vocab_size:,} entries. "
+        f"Documents are joined by end-of-document tokens and cut into rows of {manifest.seq_len:,}; "
+        f"{refused:,} documents were refused.",
     ]
     return "\n".join(lines)
 
@@ -189,12 +194,13 @@ def _ponder(phase: Phase) -> str:
     return f"{phase.ponder_weight:g} x the mean of the smallest {phase.ponder_fraction:.0%} of the gates"
 
 
-def _evaluation(metrics: Metrics | None) -> str:
+def _evaluation(metrics: Metrics | None, dtype: str) -> str:
     if metrics is None:
         return "This checkpoint was not evaluated."
+    rounded = "" if dtype == "float32" else f" (weights rounded to {dtype} for release)"
     lines = [
         f"On the {metrics.identity.suite} set above ({metrics.overall.rows:,} rows, {metrics.overall.tokens:,} "
-        "predicted tokens), in fp32:",
+        f"predicted tokens), in fp32 with the training's own weights{rounded}:",
         "",
         "| source | tokens | loss (nats a token) | perplexity | bits a byte | mean depth |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics
 
 PROVENANCE_NAME = "provenance.json"
+# Also behind --option= and inside the lists and mappings that --set takes.
+_PATH_IN_A_WORD = re.compile(r"""(?:^|(?<=[=\[{,\s'"]))[/~][^=,\]}'"]*""")
 
 
 class ReleaseIdentity(BaseModel):
@@ -20,6 +24,8 @@ class ReleaseIdentity(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
+    save_id: str
+    """The checkpoint's: tells its weights from others of the same step and recipe."""
     recipe_hash: str
     """The recipe that trained the checkpoint."""
     manifest_hash: str
@@ -36,7 +42,7 @@ class Provenance(BaseModel):
     name: str
     identity: ReleaseIdentity
     recipe: dict[str, Any]
-    """Resolved, as the checkpoint was trained."""
+    """Resolved, as the checkpoint was trained, `without_folders`; the identity's hash is of the whole one."""
     rows: int
     """Rows of the training set consumed."""
     tokens: int
@@ -50,11 +56,35 @@ class Provenance(BaseModel):
     """Versions at training."""
     released_with: dict[str, str]
     command: str
-    """The command that made the release."""
-    logits_differ_by: float
-    """Largest difference between the training's weights and the release, loaded in a fresh process."""
+    """The command that made the release, paths as in `recipe`."""
+    load_difference: float
+    """Largest difference of a logit, both in fp32: the weights rounded for release, and the release loaded afresh."""
+    rounding_difference: float
+    """Largest difference of a logit, both in fp32: the training's own weights, and those rounded for release."""
     files: dict[str, str]
     """SHA-256 of every other file of the release."""
+
+
+def without_folders(content: Any) -> Any:
+    """A recipe, or any part of one, with absolute paths reduced to their last name.
+
+    Where things lay on the machine of the training means nothing elsewhere, and is nobody's business.
+    """
+    if isinstance(content, dict):
+        return {name: without_folders(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_folders(value) for value in content]
+    return _last_name(content) if isinstance(content, str) and content.startswith(("/", "~")) else content
+
+
+def command_without_folders(command: str) -> str:
+    """A command line, as `shlex.join` makes it, with absolute paths reduced to their last name."""
+    words = shlex.split(command)
+    return shlex.join(_PATH_IN_A_WORD.sub(lambda found: _last_name(found[0]), word) for word in words)
+
+
+def _last_name(path: str) -> str:
+    return Path(path).name or path
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

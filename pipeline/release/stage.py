@@ -6,7 +6,6 @@ between the two renames is repaired at the next start. A refused release stays i
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from pipeline.checkpoint import Checkpoint, find_checkpoint, load_model, require
 from pipeline.console import console
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.rows import RowReader
-from pipeline.durable import PARTIAL_SUFFIX, fsync_folder, sha256_file, write_text
+from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder, sha256_file, write_text
+from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics, read_metrics
 from pipeline.evaluation.stage import VALIDATION
 from pipeline.model import AdaPonderForCausalLM
@@ -27,11 +27,13 @@ from pipeline.release.model_card import Subject, model_card
 from pipeline.release.provenance import (
     Provenance,
     ReleaseIdentity,
+    command_without_folders,
     file_hashes,
     read_provenance,
+    without_folders,
     write_provenance,
 )
-from pipeline.release.verification import verify
+from pipeline.release.verification import logits_of, verify
 from pipeline.run_folder import RunFolder
 from pipeline.versions import installed_versions
 
@@ -45,34 +47,39 @@ def release(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest", 
 
     `command` is the command line, for the provenance. A release of the same checkpoint that is whole is left as it is.
     Raises `UserError` for a checkpoint or shards that do not fit, `WorldError` when the released files do not load or
-    do not compute what the training's weights compute; the release that stood before is then untouched.
+    do not compute what the weights compute that they were made from, or a file cannot be read or written; the release
+    that stood before is then untouched.
     """
     # Tracking is imported here, not above: `adaponder --help` and the other stages need not load it.
     from pipeline.tracking import log_release
 
-    checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
-    manifest = read_manifest(folder.shards)
-    require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
-    _repair(folder.release)
-    metrics = _evaluation_of(checkpoint, folder)
-    identity = ReleaseIdentity(
-        step=checkpoint.step,
-        recipe_hash=checkpoint.state.recipe_hash,
-        manifest_hash=checkpoint.state.manifest_hash,
-        dtype=recipe.release.dtype,
-        license=recipe.release.license,
-    )
-    if _stands(folder.release, identity, metrics):
-        console.print(f"release: {checkpoint.name} is released already, nothing to do ({folder.release})")
-    else:
-        partial = folder.release.with_name(folder.release.name + PARTIAL_SUFFIX)
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _make(partial, folder, checkpoint, manifest, identity, metrics, command)
-        _put_in_place(partial, folder.release)
-        console.print(f"release: {folder.release}")
-    log_release(folder, folder.release)
+    try:
+        checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
+        manifest = read_manifest(folder.shards)
+        require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
+        repair_folder(folder.release)
+        metrics = _evaluation_of(checkpoint, folder)
+        identity = ReleaseIdentity(
+            step=checkpoint.step,
+            save_id=checkpoint.state.save_id,
+            recipe_hash=checkpoint.state.recipe_hash,
+            manifest_hash=checkpoint.state.manifest_hash,
+            dtype=recipe.release.dtype,
+            license=recipe.release.license,
+        )
+        if _stands(folder.release, identity, metrics):
+            console.print(f"release: {checkpoint.name} is released already, nothing to do ({folder.release})")
+        else:
+            partial = folder.release.with_name(folder.release.name + PARTIAL_SUFFIX)
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            _make(partial, folder, checkpoint, manifest, identity, metrics, command)
+            replace_folder(partial, folder.release)
+            console.print(f"release: {folder.release}")
+        log_release(folder, folder.release)
+    except OSError as error:
+        raise WorldError(f"release: {error.filename or folder.path}: {error.strerror or error}") from error
     return folder.release
 
 
@@ -91,13 +98,14 @@ def _make(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     versions = installed_versions()
     with console.status(f"release: {checkpoint.name}, {parameters:,} parameters, {identity.dtype}") as status:
-        export(model, identity.dtype, folder.shards / "tokenizer", partial)
-        status.update("release: loading it in a fresh process")
         inputs = _verification_inputs(folder.shards, manifest, model)
-        verification = verify(model, partial, inputs, folder.logs / "release-verification.log")
+        trained_logits = logits_of(model, inputs)
+        export(model, identity.dtype, folder.shards, manifest.tokenizer, partial)
+        status.update("release: loading it in a fresh process")
+        verification = verify(model, partial, inputs, trained_logits, folder.logs / "release-verification.log")
     console.print(
-        f"release: loaded in a fresh process, {verification.tokens:,} tokens, "
-        f"logits differ by at most {verification.largest_difference:.2g}"
+        f"release: on {verification.tokens:,} tokens, rounding to {identity.dtype} moves logits by at most "
+        f"{verification.rounding_difference:.2g}, loading in a fresh process by {verification.load_difference:.2g}"
     )
     subject = Subject(
         recipe=parse_recipe(state.recipe, f"of {checkpoint.path}"),
@@ -114,17 +122,18 @@ def _make(
     provenance = Provenance(
         name=folder.recipe.name,
         identity=identity,
-        recipe=state.recipe,
+        recipe=without_folders(state.recipe),
         rows=state.rows,
         tokens=state.tokens,
         phase=state.phase,
         parameters=parameters,
         metrics=metrics,
-        mlflow_run_id=state.mlflow_run_id,
+        mlflow_run_id=state.mlflow_run_id or _tracked_run(folder),
         trained_with=state.versions,
         released_with=versions,
-        command=command,
-        logits_differ_by=verification.largest_difference,
+        command=command_without_folders(command),
+        load_difference=verification.load_difference,
+        rounding_difference=verification.rounding_difference,
         files=file_hashes(partial),
     )
     write_provenance(partial, provenance)
@@ -142,16 +151,18 @@ def _verification_inputs(shards: Path, manifest: Manifest, model: AdaPonderForCa
 
 def _evaluation_of(checkpoint: Checkpoint, folder: RunFolder) -> Metrics | None:
     """The finished evaluation of this very checkpoint; None where there is none."""
-    metrics = read_metrics(folder.evaluation(checkpoint.name, VALIDATION))
-    if metrics is None:
-        return None
-    found = metrics.identity
-    same = (found.step, found.recipe_hash, found.manifest_hash) == (
-        checkpoint.step,
-        checkpoint.state.recipe_hash,
-        checkpoint.state.manifest_hash,
-    )
-    return metrics if same else None
+    evaluation = folder.evaluation(checkpoint.name, VALIDATION)
+    repair_folder(evaluation)
+    metrics = read_metrics(evaluation)
+    return metrics if metrics is not None and metrics.identity.save_id == checkpoint.state.save_id else None
+
+
+def _tracked_run(folder: RunFolder) -> str | None:
+    """The training's MLflow run, for a checkpoint that was saved before the server had answered."""
+    from pipeline.tracking.identity import read_identity
+
+    noted = read_identity(folder)
+    return noted.run_id if noted is not None else None
 
 
 def _stands(release_folder: Path, identity: ReleaseIdentity, metrics: Metrics | None) -> bool:
@@ -161,27 +172,3 @@ def _stands(release_folder: Path, identity: ReleaseIdentity, metrics: Metrics | 
         return False
     code = {path.name: sha256_file(path) for path in model_files()}
     return code.items() <= provenance.files.items() and file_hashes(release_folder) == provenance.files
-
-
-def _put_in_place(partial: Path, release_folder: Path) -> None:
-    old = _old(release_folder)
-    if release_folder.exists():
-        os.replace(release_folder, old)
-    os.replace(partial, release_folder)
-    fsync_folder(release_folder.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _repair(release_folder: Path) -> None:
-    """Undo or finish an exchange that a kill cut in two."""
-    old = _old(release_folder)
-    if old.exists():
-        if release_folder.exists():
-            shutil.rmtree(old)
-        else:
-            os.replace(old, release_folder)
-
-
-def _old(release_folder: Path) -> Path:
-    return release_folder.with_name(release_folder.name + ".old")

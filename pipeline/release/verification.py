@@ -1,7 +1,7 @@
 """A release is what its checkpoint was, or it is refused: loaded in a fresh process, its logits must agree.
 
-Both sides run in fp32 on the CPU with the same number of threads: the training's weights, cast to the release's
-precision and back, here; the released files there. The numbers going in are then equal bit for bit, and so is the
+Both sides run in fp32 on the CPU with the same number of threads: the training's weights, rounded to the release's
+precision, here; the released files there. The numbers going in are then equal bit for bit, and so is the
 arithmetic; the tolerance only leaves room for another order of summation (the weights lie elsewhere in memory, which
 may pick another kernel). That is about 1e-5 on logits of size 10 for the largest of our networks; a lost tensor, a
 swapped one or a changed field of the configuration moves logits by far more than 1e-3.
@@ -35,25 +35,35 @@ _FOREIGN = ("PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_")
 class Verification:
     """What the fresh process found."""
 
-    largest_difference: float
-    """Between logits; at most TOLERANCE."""
+    load_difference: float
+    """Largest difference of a logit between the rounded weights here and the release there; at most TOLERANCE."""
+    rounding_difference: float
+    """Largest difference of a logit between the training's own weights and the rounded ones, both here."""
     tokens: int
     """Tokens compared."""
     generated: str
     """Three tokens after the first eight inputs, as text."""
 
 
-def verify(model: AdaPonderForCausalLM, release: Path, inputs: torch.Tensor, log: Path) -> Verification:
+@torch.inference_mode()
+def logits_of(model: AdaPonderForCausalLM, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits float32 [B, n, vocabulary] of a network in fp32 on the CPU; inputs: int64 [B, n]."""
+    return model.eval()(inputs).logits
+
+
+def verify(
+    model: AdaPonderForCausalLM, release: Path, inputs: torch.Tensor, trained_logits: torch.Tensor, log: Path
+) -> Verification:
     """Load `release` where this project is not installed and compare it with `model`.
 
-    model: the training's weights, cast to the release's precision; it is cast to fp32 in place. inputs: int64 [B, n],
-    at least 8 tokens a row. log: file that gets all the fresh process prints. Raises `WorldError` with the largest
-    difference when logits or depths differ, and with the last line of the log when loading fails.
+    model: on the CPU, the training's weights rounded to the release's precision; it is cast to fp32 in place. inputs:
+    int64 [B, n], at least 8 tokens a row. trained_logits: `logits_of` the weights before they were rounded. log: file
+    that gets all the fresh process prints. Raises `WorldError` with the largest difference when logits or depths
+    differ, and with the last line of the log when loading fails.
     """
-    torch.nn.Module.to(model, device="cpu", dtype=torch.float32)
-    model.eval()
+    torch.nn.Module.to(model, dtype=torch.float32)
     with torch.inference_mode():
-        output = model(inputs)
+        output = model.eval()(inputs)
     with tempfile.TemporaryDirectory(prefix="adaponder-release-") as scratch:
         folder = Path(scratch)
         tensors, report = folder / "tensors.pt", folder / "report.json"
@@ -74,11 +84,16 @@ def verify(model: AdaPonderForCausalLM, release: Path, inputs: torch.Tensor, log
     difference = found["largest_difference"]
     if not difference <= TOLERANCE or found["differing_depths"]:
         raise WorldError(
-            f"release refused: loaded afresh, {release} gives logits that differ from the training's weights by up "
-            f"to {difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of {inputs.numel()} tokens "
-            "have another depth"
+            f"release refused: loaded afresh, {release} gives logits that differ from those of the weights it was made "
+            f"from by up to {difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of "
+            f"{inputs.numel()} tokens have another depth"
         )
-    return Verification(difference, inputs.numel(), found["generated"])
+    return Verification(
+        load_difference=difference,
+        rounding_difference=(output.logits - trained_logits).abs().max().item(),
+        tokens=inputs.numel(),
+        generated=found["generated"],
+    )
 
 
 def _run(folder: Path, log: Path) -> None:

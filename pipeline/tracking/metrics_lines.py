@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import WorldError
+
 STEP = "step"
 TIME = "time"
 
@@ -27,7 +29,7 @@ class MetricsLine:
 def read_metrics(path: Path, start: int = 0) -> Iterator[MetricsLine]:
     """The complete lines from byte `start` on; one that is still being written is left for the next time.
 
-    Raises ValueError naming file and byte for a complete line that is not a step's metrics.
+    Raises `WorldError` naming file and byte for a complete line that is not a step's metrics.
     """
     if not path.is_file():
         return
@@ -43,6 +45,6 @@ def read_metrics(path: Path, start: int = 0) -> Iterator[MetricsLine]:
                 seconds = float(content.pop(TIME, time.time()))
                 metrics = {name: float(value) for name, value in content.items()}
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path} holds no step's metrics at byte {end}: {error}") from error
+                raise WorldError(f"{path} holds no step's metrics at byte {end}: {error}") from error
             end += len(raw)
             yield MetricsLine(step, int(seconds * 1000), metrics, end)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -27,18 +29,32 @@ TAG_LENGTH = 8000
 DIGEST_LENGTH = 36
 
 _SERVER_SCHEMES = ("http", "https", "databricks", "databricks-uc", "uc")
-_USER_INFO = re.compile(r"(?<=://)[^\s/]*@")
+# Up to the last @: a password may hold any sign. Behind :/// comes the path of a file.
+_USER_INFO = re.compile(r"(?<=://)(?!/)\S*@")
+_QUERY = re.compile(r"(?<=\?)[^\s=]+=\S*")
+DEFAULT_STORE = "sqlite:mlflow.db"
+"""How the default store is noted: wherever the folder of all runs is moved, it is the same."""
 _Item = TypeVar("_Item")
 
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, else the sqlite store mlflow.db in the folder of all runs."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{root.absolute() / 'mlflow.db'}"
+    return os.environ.get(URI_VARIABLE) or _default_uri(root)
+
+
+def noted_uri(root: Path) -> str:
+    """The tracking URI as it is noted in mlflow.json, without secrets."""
+    uri = tracking_uri(root)
+    return DEFAULT_STORE if uri == _default_uri(root) else without_secrets(uri)
+
+
+def _default_uri(root: Path) -> str:
+    return f"sqlite:///{root.absolute() / 'mlflow.db'}"
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the user:password@ of every URI in it hidden; all that is printed or written passes here."""
-    return _USER_INFO.sub("***@", text)
+    """`text` with user:password@ and query of every URI in it hidden; all that is printed or written passes here."""
+    return _QUERY.sub("***", _USER_INFO.sub("***@", text))
 
 
 def reason(error: BaseException) -> str:
@@ -81,7 +97,7 @@ def experiment_id(client: MlflowClient, root: Path, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise RuntimeError(f"the MLflow experiment {name!r} is deleted: restore it, or set track.experiment")
+        raise UserError(f"the MLflow experiment {name!r} is deleted: restore it, or set track.experiment")
     return found.experiment_id
 
 

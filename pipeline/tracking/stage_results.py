@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -18,15 +18,13 @@ from pipeline.data.manifest import manifest_hash
 from pipeline.durable import sha256_file, sha256_json
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
+from pipeline.tracking.failures import failure_of
 from pipeline.tracking.identity import only_writer, read_identity
 from pipeline.tracking.server import (
     METRICS_PER_BATCH,
     batches,
     clean_name,
     connect,
-    reason,
-    tracking_uri,
-    without_secrets,
 )
 from pipeline.tracking.training_run import TrainingRun
 
@@ -34,13 +32,19 @@ if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
 
 CONTENT_TAG = "adaponder.content_sha256"
-"""Hash of what was logged; set last, so that it says that all of it arrived."""
+"""Hash of all that an evaluation logs: its child run is found by it, and is FINISHED when all of it arrived."""
+METRICS_TAG = "adaponder.metrics_sent"
+"""Set when the child run has its metrics, before its artifacts: these may be refused alone, and are tried again."""
 RELEASE_TAG = "adaponder.release_sha256"
 
 
 def sync(folder: RunFolder) -> bool:
-    """Send what training could not; whether MLflow now has everything. Leaves it to the tracker of a live training."""
-    return _told_if_away(folder, "metrics", lambda: _training_run(folder) is not None)
+    """Send what training could not, and how it ended; whether this was done.
+
+    A training that is over and noted no end was killed. Where another process feeds the MLflow run, as the tracker of
+    a live training does, it is left to that one.
+    """
+    return _told_if_away(folder, "metrics", lambda: _feed(folder) is not None)
 
 
 def log_evaluation(
@@ -49,7 +53,7 @@ def log_evaluation(
     """Log an evaluation as a child of the training's run; whether MLflow has it now.
 
     Metrics are named eval/SUITE/NAME and stand at the checkpoint's step; the files of the folder `artifacts` become
-    artifacts under SUITE/. The child is found again by its tags: the same evaluation is logged once.
+    artifacts under SUITE/. The same evaluation is logged once, another one of the same checkpoint as another child.
     """
     return _told_if_away(
         folder, f"evaluation {suite}", lambda: _log_evaluation(folder, checkpoint, suite, metrics, artifacts)
@@ -61,20 +65,28 @@ def log_release(folder: RunFolder, release: Path) -> bool:
     return _told_if_away(folder, "release", lambda: _log_release(folder, release))
 
 
-def _training_run(folder: RunFolder) -> str | None:
-    """Id of the training's run with all metrics of metrics.jsonl in it; None when only a live training may say."""
-    with only_writer(folder) as alone:
-        if not alone:
-            noted = read_identity(folder)
-            return noted.run_id if noted else None
+def _feed(folder: RunFolder) -> str | None:
+    """Id of the training's run, now with all metrics of metrics.jsonl; None where that is another process's task."""
+    with only_writer(folder) as lock:
+        noted = read_identity(folder)
+        training_is_over = lock == "held" or (lock == "unsupported" and noted is not None and noted.status is not None)
+        if not training_is_over:
+            return None
         run = TrainingRun(folder, manifest_hash(folder.shards))
         run_id = run.open(None)
         run.send_new_metrics()
-        noted = read_identity(folder)
-        assert noted is not None, "open() wrote it"
-        # Nobody trains, and nobody said how it ended: the attempt was killed.
-        run.end(noted.status or "KILLED")
+        # Nobody trains; if nobody said how it ended, the attempt was killed.
+        run.end((noted.status if noted else None) or "KILLED")
         return run_id
+
+
+def _training_run(folder: RunFolder) -> str | None:
+    """Id of the training's run, fed if it is nobody else's task; None where a live training has none yet."""
+    run_id = _feed(folder)
+    if run_id is None:
+        noted = read_identity(folder)
+        run_id = noted.run_id if noted else None
+    return run_id
 
 
 def _log_evaluation(
@@ -90,27 +102,34 @@ def _log_evaluation(
         "mlflow.parentRunId": parent,
         "adaponder.suite": suite,
         "adaponder.step": str(checkpoint.step),
+        "adaponder.save_id": checkpoint.state.save_id,
         "adaponder.recipe_hash": checkpoint.state.recipe_hash,
         "adaponder.manifest_hash": checkpoint.state.manifest_hash,
     }
     files = sorted(path for path in artifacts.iterdir() if path.is_file())
-    content = sha256_json([metrics, {path.name: sha256_file(path) for path in files}])
+    content = sha256_json([tags, metrics, {path.name: sha256_file(path) for path in files}])
     experiment = client.get_run(parent).info.experiment_id
-    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in list(tags.items())[:3])
-    found = client.search_runs([experiment], wanted, max_results=1)
-    child = found[0] if found else client.create_run(experiment, run_name=f"{suite}-{checkpoint.name}", tags=tags)
-    if child.data.tags.get(CONTENT_TAG) == content:
+    found = client.search_runs([experiment], f"tags.`{CONTENT_TAG}` = '{content}'", max_results=1)
+    child = (
+        found[0]
+        if found
+        else client.create_run(experiment, run_name=f"{suite}-{checkpoint.name}", tags={**tags, CONTENT_TAG: content})
+    )
+    if child.info.status == "FINISHED":
         return True
     run_id = child.info.run_id
-    now = int(time.time() * 1000)
-    entries = [
-        Metric(clean_name(f"eval/{suite}/{name}"), value, now, checkpoint.step) for name, value in metrics.items()
-    ]
-    for some in batches(entries, METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=some)
+    if METRICS_TAG not in child.data.tags:
+        # Of the files and not of now: what is sent a second time is the same metric to MLflow.
+        time_ms = max((path.stat().st_mtime_ns for path in files), default=time.time_ns()) // 1_000_000
+        entries = [
+            Metric(clean_name(f"eval/{suite}/{name}"), value, time_ms, checkpoint.step)
+            for name, value in metrics.items()
+        ]
+        for some in batches(entries, METRICS_PER_BATCH):
+            client.log_batch(run_id, metrics=some)
+        client.set_tag(run_id, METRICS_TAG, "all")
     for path in files:
         client.log_artifact(run_id, str(path), suite)
-    client.set_tag(run_id, CONTENT_TAG, content)
     client.set_terminated(run_id, "FINISHED")
     return True
 
@@ -128,14 +147,15 @@ def _log_release(folder: RunFolder, release: Path) -> bool:
     return True
 
 
-def _told_if_away(folder: RunFolder, what: str, send: Callable[[], Any]) -> bool:
+def _told_if_away(folder: RunFolder, what: str, send: Callable[[], bool]) -> bool:
+    fields: dict[str, str] = {}
     try:
         if send():
             return True
-        message = f"the training's tracker has no MLflow run yet: the {what} goes to MLflow with the next call"
-    except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and the artifact store's errors
-        where = without_secrets(tracking_uri(folder.root))
-        message = f"MLflow at {where} did not take the {what} ({reason(error)}): the same command sends it later"
+        message = f"another process feeds this run's MLflow run: the {what} goes to MLflow with the next call"
+    except Exception as error:  # whatever it is, the stage's result is on disk; `failure_of` tells whose it is
+        failure = failure_of(error, what, folder.root)
+        message, fields = f"{failure.message}: the same command sends it later", failure.fields()
     console.print(f"[yellow]{escape(message)}[/yellow]")
-    append_event(folder, "tracking_away", message=message)
+    append_event(folder, "tracking_away", message=message, **fields)
     return False

@@ -16,13 +16,14 @@ from pipeline.console import console
 from pipeline.errors import WorldError
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
+from pipeline.tracking.failures import failure_of
 from pipeline.tracking.identity import EndStatus, note_status, only_writer
-from pipeline.tracking.server import reason, tracking_uri, without_secrets
+from pipeline.tracking.server import reason
 from pipeline.tracking.training_run import TrainingRun
 
 POLL_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 300.0
-LOCK_SECONDS = 30.0
+LOCK_PAUSE_SECONDS = 0.5
 
 
 class Tracker:
@@ -67,14 +68,16 @@ class Tracker:
             console.print(f"[yellow]{escape(reason(error))}[/yellow]")
 
     def _follow(self) -> None:
-        give_up = time.monotonic() + LOCK_SECONDS
         while True:
-            with only_writer(self._folder) as alone:
-                # Not alone: a stage is just sending what an earlier attempt left, or the file system knows no locks.
-                if alone or self._ending.is_set() or time.monotonic() >= give_up:
+            with only_writer(self._folder) as lock:
+                # On a file system without locks training goes first: later stages wait until it has noted its end.
+                if lock != "busy":
                     self._serve()
                     return
-            self._ending.wait(0.5)
+            # A stage is just sending what an earlier attempt left.
+            if self._ending.is_set() and time.monotonic() >= self._deadline:
+                return
+            time.sleep(LOCK_PAUSE_SECONDS)
 
     def _serve(self) -> None:
         pause = POLL_SECONDS
@@ -82,7 +85,7 @@ class Tracker:
             ending = self._ending.is_set()  # read before sending: what training wrote before finish() is then sent
             try:
                 self._send(ending)
-            except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and the artifact store's errors
+            except Exception as error:  # whatever it is, training goes on; `failure_of` tells whose it is
                 self._failed(error)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
@@ -112,12 +115,12 @@ class Tracker:
         self._run.forget_progress()
         if not self._away:
             self._away = True
-            where = without_secrets(tracking_uri(self._folder.root))
+            failure = failure_of(error, "metrics", self._folder.root)
             console.print(
-                f"[yellow]MLflow at {escape(where)} does not take the metrics ({escape(reason(error))}): training goes "
-                "on, they are kept in metrics.jsonl and sent when it is back[/yellow]"
+                f"[yellow]{escape(failure.message)}: training goes on, they are kept in metrics.jsonl and sent when it "
+                "can be done[/yellow]"
             )
-            append_event(self._folder, "tracking_away", uri=where, reason=reason(error))
+            append_event(self._folder, "tracking_away", message=failure.message, **failure.fields())
 
     def _worked(self) -> None:
         if self._away:

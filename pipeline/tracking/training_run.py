@@ -15,7 +15,14 @@ from pipeline.console import console
 from pipeline.data.manifest import read_manifest
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
-from pipeline.tracking.identity import EndStatus, Identity, new_identity, read_identity, write_identity
+from pipeline.tracking.identity import (
+    EndStatus,
+    Identity,
+    identity_at,
+    new_identity,
+    read_identity,
+    write_identity,
+)
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
 from pipeline.tracking.server import (
     DIGEST_LENGTH,
@@ -27,8 +34,7 @@ from pipeline.tracking.server import (
     connect,
     experiment_id,
     flat,
-    tracking_uri,
-    without_secrets,
+    noted_uri,
 )
 from pipeline.versions import installed_versions
 
@@ -63,7 +69,7 @@ class TrainingRun:
         if run is None:
             if identity.run_id is not None:
                 self._say("tracking_run_lost", f"MLflow run {identity.run_id} is gone: tracking goes on in a new one")
-                identity = new_identity(identity.uri, identity.experiment, identity.attempt)
+                identity = new_identity(identity.uri, identity.experiment, identity.attempt, identity.status)
                 write_identity(self._folder, identity)
             run = self._client.create_run(
                 experiment_id(self._client, self._folder.root, identity.experiment),
@@ -114,21 +120,23 @@ class TrainingRun:
             self._client.set_terminated(self._run_id, status)
 
     def _claim(self, attempt: int | None) -> Identity:
-        """The noted identity, or a new one when there is none or it belongs to another server."""
-        uri = without_secrets(tracking_uri(self._folder.root))
-        experiment = self._folder.recipe.track.experiment
-        noted = read_identity(self._folder)
-        if noted is not None and (noted.uri, noted.experiment) != (uri, experiment):
-            was, now = f"{noted.uri} ({noted.experiment})", f"{uri} ({experiment})"
-            self._say("tracking_moved", f"this run was tracked at {was}, now at {now}: it gets a new MLflow run there")
-            attempt, noted = attempt or noted.attempt, None
-        if noted is None:
-            noted = new_identity(uri, experiment, attempt or 1)
-            write_identity(self._folder, noted)
-        elif attempt is not None and (noted.attempt, noted.status) != (attempt, None):
-            noted = noted.model_copy(update={"attempt": attempt, "status": None})
-            write_identity(self._folder, noted)
-        return noted
+        """The identity noted for this store and experiment, or a new one; it is now the one tracked last."""
+        uri, experiment = noted_uri(self._folder.root), self._folder.recipe.track.experiment
+        last = read_identity(self._folder)
+        here = identity_at(self._folder, uri, experiment)
+        if last is not None and last != here:
+            was, now = f"{last.uri} ({last.experiment})", f"{uri} ({experiment})"
+            goes_on = "it gets a new MLflow run there" if here is None else "it goes on in its MLflow run there"
+            self._say("tracking_moved", f"this run was tracked at {was}, now at {now}: {goes_on}")
+        # How far training is does not depend on the store.
+        status = last.status if last is not None and attempt is None else None
+        attempt = attempt or (last.attempt if last else 1)
+        if here is None:
+            here = new_identity(uri, experiment, attempt, status)
+        claimed = here.model_copy(update={"attempt": attempt, "status": status})
+        if claimed != last:
+            write_identity(self._folder, claimed)
+        return claimed
 
     def _existing(self, identity: Identity) -> Any:
         from mlflow.exceptions import MlflowException

@@ -22,6 +22,10 @@ from pipeline.durable import write_json
 from pipeline.errors import AdaPonderError, UserError, WorldError
 
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
+# What gloo and NCCL say when the other side of a connection has gone.
+_LOST_PEER = re.compile(r"[Cc]onnection (closed|reset|refused)|remote process exited|Timed out waiting|gloo|NCCL")
+# torchrun's report of the failure that it saw first.
+_FIRST_FAILURE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
 def next_attempt(logs: Path) -> int:
@@ -54,11 +58,15 @@ def hold_run(folder: Path, wait_seconds: float = 20.0) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except BlockingIOError:
+        except BlockingIOError:  # held by somebody
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise UserError(f"{folder} is being trained by {file.read().strip()}: wait for it, or end it") from None
             time.sleep(0.2)
+        except OSError as error:
+            # Some network file systems know no locks; a run that is started once needs none.
+            console.print(f"note: {folder} cannot be locked ({error.strerror}): start this run only once at a time")
+            break
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -81,38 +89,50 @@ def log_to_file(logs: Path, attempt: int, rank: int) -> None:
 def report_failure(logs: Path, attempt: int, rank: int, error: BaseException) -> int:
     """Leave this rank's error for the command; returns the exit code to end with."""
     traceback.print_exception(error)
-    known = isinstance(error, AdaPonderError)
-    write_json(
-        _error_file(logs, attempt, rank),
-        {
-            "time": time.time(),
-            "rank": rank,
-            "host": socket.gethostname(),
-            "kind": "user" if isinstance(error, UserError) else "world" if known else "bug",
-            "message": str(error) if known else "".join(traceback.format_exception(error)),
-        },
-    )
+    message = str(error)
+    if isinstance(error, UserError):
+        kind = "user"
+    elif isinstance(error, AdaPonderError):
+        kind = "world"
+    elif isinstance(error, OSError):
+        kind, message = "world", f"{error.filename or 'a file'}: {error.strerror or error}"
+    elif isinstance(error, (KeyboardInterrupt, SystemExit)) or _LOST_PEER.search(message):
+        # The rank was told to end, or waited for one that had: it does not know why.
+        kind = "bystander"
+    else:
+        kind, message = "bug", "".join(traceback.format_exception(error))
+    report = {
+        "time": time.time(),
+        "rank": rank,
+        "host": socket.gethostname(),
+        "kind": kind,
+        "message": message,
+    }
+    write_json(_error_file(logs, attempt, rank), report)
     return error.exit_code if isinstance(error, AdaPonderError) else 1
 
 
 def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     """Raise what went wrong first in `attempt`, for the command that started the ranks.
 
-    `UserError` and `WorldError` as the rank raised them; a bug with the rank's traceback.
+    `UserError` and `WorldError` as the rank raised them; a bug with the rank's traceback; `WorldError` naming the rank
+    that ended without a word (killed from outside, out of memory) where only others report that they lost it.
     """
-    reports = [
-        json.loads(path.read_text(encoding="utf-8")) for path in logs.glob(f"attempt-{attempt:03d}-*.error.json")
-    ]
-    if not reports:
+    files = logs.glob(f"attempt-{attempt:03d}-*.error.json")
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    telling = [report for report in reports if report["kind"] != "bystander"]
+    if not telling:
         log = launcher_log(logs, attempt)
+        first = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
+        who = f"rank {first[1]} ended with exit code {first[2]}" if first else f"the ranks ended with {exit_code}"
         raise WorldError(
-            f"the ranks ended with exit code {exit_code} and no message (killed from outside, or out of memory): "
-            f"see {log} and the rank logs beside it; the same command continues from the last checkpoint"
+            f"{who} and no message (killed from outside, or out of memory): see {log} and the rank logs beside it; "
+            "the same command continues from the last checkpoint"
         )
-    first = min(reports, key=lambda report: report["time"])
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    where = f"rank {first['rank']} on {first['host']}"
-    if first["kind"] == "world":
-        raise WorldError(f"{where}: {first['message']}")
-    raise RuntimeError(f"{where} failed:\n{first['message']}")
+    first_told = min(telling, key=lambda report: report["time"])
+    if first_told["kind"] == "user":
+        raise UserError(first_told["message"])
+    where = f"rank {first_told['rank']} on {first_told['host']}"
+    if first_told["kind"] == "world":
+        raise WorldError(f"{where}: {first_told['message']}")
+    raise RuntimeError(f"{where} failed:\n{first_told['message']}")

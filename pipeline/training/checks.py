@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, complete_checkpoints, require_same_manifest
+from pipeline.checkpoint import Checkpoint, find_checkpoint, has_checkpoint, require_same_manifest
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.order import accumulation_steps
 from pipeline.data.vocabulary import check_vocabulary
@@ -64,6 +64,11 @@ def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]
     train = recipe.train
     accumulation_steps(train.micro_batch, train.global_batch, world_size)
     stage = zero_stage(read_strategy(train.strategy))
+    if stage == 0 and train.precision == "bf16":
+        raise UserError(
+            f"train.strategy {train.strategy} with train.precision bf16: DeepSpeed without ZeRO trains bf16 with "
+            "another optimizer, whose states cannot be read back; take zero1, or fp32"
+        )
     config = model_config(recipe)
     if recipe.tokenize.seq_len > config.max_position_embeddings:
         raise UserError(
@@ -95,10 +100,9 @@ def check_training(recipe: Recipe, folder: RunFolder, world_size: int, resume: s
 def _resume_from(
     recipe: Recipe, folder: RunFolder, digest: str, world_size: int, stage: int, resume: str
 ) -> Checkpoint | None:
-    checkpoints = complete_checkpoints(folder.checkpoints)
-    if not checkpoints:
+    if not has_checkpoint(folder.checkpoints):
         return None
-    newest = checkpoints[-1]
+    newest = find_checkpoint(folder.checkpoints)
     if resume == "never":
         raise UserError(
             f"{folder.checkpoints} already holds {newest.name}: leave --resume at auto to continue it, or take another "

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+import torch.distributed as dist
 
 import ds_configs
 from pipeline.data.order import accumulation_steps
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
-from pipeline.recipe import OptimizerSection, Recipe
+from pipeline.recipe import OptimizerSection, Phase, Recipe
 
 FROM_RECIPE = (
     "train_batch_size",
@@ -37,6 +38,7 @@ class Engine(Protocol):
     module: AdaPonderForCausalLM
     device: torch.device
     optimizer: torch.optim.Optimizer
+    skipped_steps: int
 
     def __call__(self, **inputs: Any) -> AdaPonderOutput: ...
     def backward(self, loss: torch.Tensor | None) -> Any: ...
@@ -62,15 +64,16 @@ def read_strategy(strategy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"train.strategy {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"train.strategy {path} is not a JSON object")
+    zero = content.get("zero_optimization") if isinstance(content, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f'train.strategy {path} must say {{"zero_optimization": {{"stage": 0, 1, 2 or 3}}}}')
     if both := [key for key in FROM_RECIPE if key in content]:
         raise UserError(f"train.strategy {path} sets {', '.join(both)}, which the recipe decides: remove it there")
     return content
 
 
 def zero_stage(strategy: dict[str, Any]) -> int:
-    return int(strategy.get("zero_optimization", {}).get("stage", 0))
+    return strategy["zero_optimization"]["stage"]
 
 
 def engine_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -114,9 +117,8 @@ def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -
 
 
 def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, world_size: int) -> Engine:
-    """Wrap `model` for training the set of parameters `trained` ("all" or "gates"); collective."""
+    """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained`: "all" or "gates"; collective."""
     import deepspeed
-
     for name, parameter in model.named_parameters():
         parameter.requires_grad = trained == "all" or name.startswith("gates.")
     settings = recipe.train.optimizer
@@ -127,7 +129,10 @@ def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, worl
         eps=settings.eps,
         fused=torch.cuda.is_available(),
     )
-    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    in_bf16 = recipe.train.precision == "bf16"
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    trainable = [pair for pair in model.named_parameters() if in_bf16 and pair[1].requires_grad]
+    weights = {name: weight.detach().clone() for name, weight in trainable}
     initialized, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -135,15 +140,55 @@ def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, worl
         dist_init_required=False,
     )
     engine = cast(Engine, initialized)
-    # In bf16 DeepSpeed casts buffers too. RoPE's frequencies rounded to 8 bits turn far positions by whole radians,
-    # and a released network would compute them exactly: training must as well.
-    for name, buffer in engine.module.named_buffers():
-        if name in exact:
-            buffer.data = exact[name].to(buffer.device)
+    if in_bf16:
+        # DeepSpeed casts the network first and makes the fp32 master weights from what is left: here they get back
+        # what was rounded away. Buffers are cast too, and RoPE's frequencies in 8 bits turn far positions by whole
+        # radians, where a released network computes them exactly.
+        for name, parameter in engine.module.named_parameters():
+            if name in weights:
+                _set_master_weight(parameter, weights[name].to(engine.device))
+        for name, buffer in engine.module.named_buffers():
+            if name in buffers:
+                buffer.data = buffers[name].to(buffer.device)
     return engine
+
+
+def _set_master_weight(parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
+    """Write this rank's share of the fp32 master of `parameter`."""
+    from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if not hasattr(parameter, "ds_id"):
+        safe_set_full_fp32_param(parameter, weight)
+        return
+    # ZeRO 3. DeepSpeed's way to set a whole parameter fails where the last rank's share is partly padding (0.19.8).
+    share = torch.zeros_like(safe_get_local_fp32_param(parameter))
+    own = weight.flatten()[dist.get_rank() * share.numel() :][: share.numel()]
+    share[: own.numel()] = own
+    safe_set_local_fp32_param(parameter, share)
+
+
+def frozen_weights(recipe: Recipe, model: AdaPonderForCausalLM, trained: str) -> dict[str, torch.Tensor]:
+    """Copies of the weights that stay frozen while `trained` is trained, where DeepSpeed would keep them rounded."""
+    if recipe.train.precision == "fp32" or trained == "all":
+        return {}
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if not name.startswith("gates.")}
+
+
+def set_optimizer_settings(engine: Engine, settings: OptimizerSection) -> None:
+    """Write the recipe's numbers into every group: a loaded checkpoint brings those it was saved with."""
+    for group in engine.optimizer.param_groups:
+        group["weight_decay"] = 0.0 if group["name"].endswith("_no_decay") else settings.weight_decay
+        group["lr_factor"] = settings.gate_lr_factor if group["name"].startswith("gates_") else 1.0
+        group["betas"] = (settings.beta1, settings.beta2)
+        group["eps"] = settings.eps
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
     """Give every group its LR for the coming step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def set_halting(engine: Engine, phase: Phase) -> None:
+    """Switch the network to the phase's halting."""
+    engine.module.config.halting = "masked" if phase.halting else "none"

@@ -17,7 +17,7 @@ from pipeline.data.batches import TrainingBatches
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.training.checks import TrainingPlan
-from pipeline.training.engine import Engine, set_learning_rate
+from pipeline.training.engine import Engine, set_halting, set_learning_rate
 from pipeline.training.phases import Segment, learning_rate, phase_at, ponder_fraction
 from pipeline.training.step_metrics import StepSums
 from pipeline.training.throughput import peak_flops, training_flops_per_token
@@ -32,23 +32,26 @@ def train_segment(
     batches: TrainingBatches,
     rank: int,
     post_step: Callable[[int, dict[str, float]], None],
-    save: Callable[[Engine, int], object],
+    on_skipped_step: Callable[[int], None],
+    save: Callable[[Engine, int], None],
 ) -> None:
     """Take the steps from `first_step` to the segment's end; collective.
 
-    `post_step` gets the number of steps taken and the metrics of a logged step; `save` the engine and the number of
-    steps taken, on every rank, every `checkpoint_every_steps` and at the end. Raises `WorldError` when the loss is no
+    `post_step` gets the number of steps taken and the metrics of a logged step; `on_skipped_step` the number of a step
+    that DeepSpeed skipped because its gradients were not finite; `save` the engine and the number of steps taken, on
+    every rank, every `checkpoint_every_steps` and at the end. Raises `WorldError` when the loss is no
     longer finite; what was saved before is kept.
     """
     train = recipe.train
     device = engine.device
-    clock = _Clock(recipe, plan, device, first_step)
+    clock = _Clock(recipe, plan, segment, device, first_step)
+    skipped = engine.skipped_steps
     for step in range(first_step, segment.end_step):
         phase, phase_step = phase_at(train.phases, step)
         fraction = ponder_fraction(phase, phase_step)
         rate = learning_rate(train.optimizer, step, train.steps)
         set_learning_rate(engine, rate)
-        engine.module.config.halting = "masked" if phase.halting else "none"
+        set_halting(engine, phase)
         torch.manual_seed(step_seed(recipe.seed, step, rank))
         taken = step + 1
         saved = taken % train.checkpoint_every_steps == 0 or taken == segment.end_step
@@ -66,6 +69,9 @@ def train_segment(
             engine.step()
             if sums is not None:
                 sums.add(output)
+        if engine.skipped_steps > skipped:
+            skipped = engine.skipped_steps
+            on_skipped_step(taken)
         if sums is not None:
             metrics = sums.metrics()
             if not math.isfinite(metrics["train/loss"]):
@@ -74,10 +80,12 @@ def train_segment(
                     "a lower train.optimizer.peak_lr or other data may help"
                 )
             norm = engine.get_global_grad_norm()
-            if norm is not None:  # DeepSpeed clips without ZeRO in fp32 too, but does not tell the norm
+            # None: without ZeRO DeepSpeed clips in fp32 but does not tell the norm. Not finite: the step is skipped.
+            if norm is not None and math.isfinite(norm):
                 metrics["train/grad_norm"] = float(norm)
             metrics |= {
                 "train/lr": rate,
+                "train/skipped_steps": float(engine.skipped_steps),
                 "train/ponder_weight": phase.ponder_weight,
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
@@ -91,10 +99,12 @@ def train_segment(
 class _Clock:
     """Speed between logged steps, time spent saving left out."""
 
-    def __init__(self, recipe: Recipe, plan: TrainingPlan, device: torch.device, step: int) -> None:
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, segment: Segment, device: torch.device, step: int) -> None:
         self._tokens_per_step = recipe.train.global_batch * plan.manifest.seq_len
         self._flops_per_token = training_flops_per_token(plan.config, plan.manifest.seq_len)
-        peak = peak_flops(device)
+        # The known peaks are bf16's, and the count is that of a whole backward pass.
+        comparable = recipe.train.precision == "bf16" and segment.trained == "all"
+        peak = peak_flops(device) if comparable else None
         self._peak = peak * plan.world_size if peak else None
         self.restart(step)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GPTNeoXConfig
+from transformers import GPTNeoXConfig, PretrainedConfig
 
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
@@ -44,8 +44,11 @@ def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
     if recipe.model.start == "scratch":
         return AdaPonderForCausalLM(config).float()
     backbone = str(recipe.model.backbone)
+    local = _local_folder(backbone)
     try:
-        return AdaPonderForCausalLM.from_backbone(backbone, **_adaponder_fields(recipe, config.hidden_size)).float()
+        return AdaPonderForCausalLM.from_backbone(
+            str(local or backbone), **_adaponder_fields(recipe, config.hidden_size)
+        ).float()
     except (OSError, ValueError) as error:
         raise UserError(f"model.backbone {backbone}: its weights cannot be taken: {_first_line(error)}") from error
 
@@ -65,20 +68,29 @@ def _adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def _published_config(backbone: str) -> GPTNeoXConfig:
-    looks_local = backbone.startswith((".", "/", "~")) or Path(backbone).exists()
-    if looks_local and not (Path(backbone).expanduser() / "config.json").is_file():
+def _local_folder(backbone: str) -> Path | None:
+    """The folder that `backbone` names, or None for a hub id; `UserError` for a path that holds no checkpoint."""
+    path = Path(backbone).expanduser()
+    if not (backbone.startswith((".", "/", "~")) or path.exists()):
+        return None
+    if not (path / "config.json").is_file():
         raise UserError(f"model.backbone {backbone}: no such checkpoint folder (it would hold config.json)")
+    return path
+
+
+def _published_config(backbone: str) -> GPTNeoXConfig:
+    where = str(_local_folder(backbone) or backbone)
     try:
-        config = AutoConfig.from_pretrained(str(Path(backbone).expanduser()) if looks_local else backbone)
+        model_type = PretrainedConfig.get_config_dict(where)[0].get("model_type")
+        classes = {found.model_type: found for found in (GPTNeoXConfig, AdaPonderConfig)}
+        if model_type in classes:
+            return classes[model_type].from_pretrained(where)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.backbone {backbone}: neither a folder here nor a model of the hub within reach: "
             f"{_first_line(error)}; on a machine without network give a local path"
         ) from error
-    if not isinstance(config, GPTNeoXConfig):
-        raise UserError(f"model.backbone {backbone} is a {config.model_type}, not a GPT-NeoX (Pythia) network")
-    return config
+    raise UserError(f"model.backbone {backbone} is a {model_type}, not a GPT-NeoX (Pythia) network")
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
-from pipeline.checkpoint import MARKER, POINTER, STATE_FILE, TrainerState, checkpoint_name
+from pipeline.checkpoint import FROZEN_FILE, MARKER, POINTER, STATE_FILE, TrainerState, checkpoint_name
 from pipeline.durable import PARTIAL_SUFFIX, fsync_file, fsync_folder, write_json, write_text
+from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.training.checks import TrainingPlan
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, set_halting
 from pipeline.training.phases import Segment, phase_at
 from pipeline.versions import installed_versions
 
@@ -26,19 +30,28 @@ class Saver:
     """Saves a segment's checkpoints: knows everything of trainer_state.json but the step."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, plan: TrainingPlan, segment: Segment, run_id: Callable[[], str | None]
+        self,
+        recipe: Recipe,
+        folder: Path,
+        plan: TrainingPlan,
+        segment: Segment,
+        run_id: Callable[[], str | None],
+        frozen: dict[str, torch.Tensor],
     ) -> None:
+        """`frozen`: fp32 weights of which the engine has rounded copies only; rank 0's are written."""
         self._recipe, self._folder, self._plan, self._segment = recipe, folder, plan, segment
-        self._run_id = run_id
+        self._run_id, self._frozen = run_id, frozen
 
-    def __call__(self, engine: Engine, step: int) -> Path:
-        """Save after `step` steps; collective. Returns the checkpoint's path."""
+    def __call__(self, engine: Engine, step: int) -> None:
+        """Save after `step` steps; collective."""
         recipe, plan = self._recipe, self._plan
         # The phase of the last step taken, not of the next: it says what made these weights.
         phase, _ = phase_at(recipe.train.phases, max(0, step - 1))
+        set_halting(engine, phase)
         rows = step * recipe.train.global_batch
         state = TrainerState(
             step=step,
+            save_id=uuid.uuid4().hex,
             rows=rows,
             tokens=rows * plan.manifest.seq_len,
             phase=phase.name,
@@ -53,11 +66,11 @@ class Saver:
             precision=recipe.train.precision,
             versions=installed_versions(),
         )
-        return save_checkpoint(engine, self._folder, state)
+        save_checkpoint(engine, self._folder, state, self._frozen)
 
 
-def save_checkpoint(engine: Engine, folder: Path, state: TrainerState) -> Path:
-    """Save engine and state as `folder/step-...`; collective. Returns the checkpoint's path."""
+def save_checkpoint(engine: Engine, folder: Path, state: TrainerState, frozen: dict[str, torch.Tensor]) -> None:
+    """Save engine, state and frozen weights as `folder/step-...`; collective."""
     path = folder / checkpoint_name(state.step)
     partial = folder / (path.name + PARTIAL_SUFFIX)
     on_rank_0 = dist.get_rank() == 0
@@ -66,22 +79,27 @@ def save_checkpoint(engine: Engine, folder: Path, state: TrainerState) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    for file in _files(partial):
-        # On a shared file system each host flushes what it wrote itself; flushing the others' files costs nothing.
-        fsync_file(file)
+    dist.barrier()
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        # On a shared file system each host flushes what its own ranks wrote.
+        for file in _files(partial):
+            fsync_file(file)
     dist.barrier()
     if on_rank_0:
         engine.module.config.save_pretrained(partial)
+        if frozen:
+            save_file(frozen, partial / FROZEN_FILE)
+            fsync_file(partial / FROZEN_FILE)
         write_text(partial / STATE_FILE, state.model_dump_json(indent=2) + "\n")
         sizes = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
         write_json(partial / MARKER, {"files": sizes})
-        if path.exists():
-            shutil.rmtree(path)  # without its marker, or it would have been resumed from
+        if (path / MARKER).exists():
+            raise WorldError(f"{path} appeared while this training ran: is another one writing into {folder}?")
+        shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         fsync_folder(folder)
         write_text(folder / POINTER, path.name + "\n")
     dist.barrier()
-    return path
 
 
 def remove_leftovers(folder: Path) -> None:

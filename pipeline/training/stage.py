@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.local import run_ranks, threads_per_rank
-from pipeline.checkpoint import complete_checkpoints
+from pipeline.checkpoint import find_checkpoint
 from pipeline.console import console
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, write_resolved_recipe
+from pipeline.tracking import sync
 from pipeline.training.attempt import ATTEMPT_VARIABLE, launcher_log, next_attempt, raise_first_failure
 from pipeline.training.checks import check_training, choose_ranks
 
@@ -24,8 +25,9 @@ def train(recipe: Recipe, folder: RunFolder, resume: str = "auto") -> Path:
     if plan.first_step >= recipe.train.steps and plan.resume_from is not None:
         console.print(f"train: all {recipe.train.steps} steps are taken, nothing to do")
         return plan.resume_from.path
-    folder.write_recipe()
     attempt = next_attempt(folder.logs)
+    resolved = folder.logs / f"attempt-{attempt:03d}-recipe.yaml"
+    write_resolved_recipe(recipe, resolved)
     threads = threads_per_rank(ranks)
     start = f"continuing from {plan.resume_from.name}" if plan.resume_from else "from the start"
     console.print(
@@ -34,11 +36,12 @@ def train(recipe: Recipe, folder: RunFolder, resume: str = "auto") -> Path:
     )
     exit_code = run_ranks(
         "pipeline.training.worker",
-        [str(folder.recipe_file), "--runs", str(folder.root), "--resume", resume],
+        [str(resolved), "--runs", str(folder.root), "--resume", resume],
         ranks=ranks,
         launcher_log=launcher_log(folder.logs, attempt),
         environment={ATTEMPT_VARIABLE: str(attempt), "OMP_NUM_THREADS": str(threads)},
     )
     if exit_code:
+        sync(folder)  # a rank that was killed could not tell MLflow
         raise_first_failure(folder.logs, attempt, exit_code)
-    return complete_checkpoints(folder.checkpoints)[-1].path
+    return find_checkpoint(folder.checkpoints).path

@@ -6,23 +6,26 @@ token whatever halts, so depth does not enter here.
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from pipeline.model import AdaPonderConfig
 
 PEAK_FLOPS_BF16 = {
-    # Dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s.
+    # Dense bf16 peaks from the vendors' data sheets, FLOP/s for a device as torch counts them (MI250: one of its dies).
     "A100": 312e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "H200": 989e12,
     "GH200": 989e12,
     "B200": 2250e12,
+    "GB200": 2450e12,
     "L40S": 362e12,
     "A10": 125e12,
-    "V100": 125e12,
-    "MI250": 362e12,
-    "MI300": 1307e12,
+    "A10G": 70e12,
+    "MI250X": 191e12,
+    "MI300X": 1307e12,
 }
 
 
@@ -42,6 +45,10 @@ def peak_flops(device: torch.device) -> float | None:
     """The device's bf16 peak in FLOP/s, or None where it is not known (every CPU)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = [chip for chip in PEAK_FLOPS_BF16 if chip in name]
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(device_name: str) -> float | None:
+    """The peak of the chip that stands as a word of its own in a device's name ("NVIDIA A100-SXM4-80GB")."""
+    known = [chip for chip in PEAK_FLOPS_BF16 if re.search(rf"\b{chip}\b", device_name)]
     return PEAK_FLOPS_BF16[max(known, key=len)] if known else None

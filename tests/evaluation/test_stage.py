@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import math
+import re
+import resource
 import shutil
 
 import pytest
@@ -16,6 +18,8 @@ from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.stage import evaluate, evaluate_model
 from pipeline.recipe_reader import parse_recipe
 from pipeline.tracking import tracking_uri
+from tests.evaluation.tiny_run import write_checkpoint
+from tokenization.splits import validation_key
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,9 @@ def test_the_evaluation_is_a_child_of_the_training_in_mlflow_once(run, checkpoin
     assert child.info.status == "FINISHED"
     (loss,) = client.get_metric_history(child.info.run_id, "eval/validation/loss")
     assert (loss.step, loss.value) == (20, evaluated.overall.loss)
-    assert child.data.metrics["eval/validation/more words/mean_depth"] == evaluated.sources["more words"].mean_depth
+    key = validation_key("more words").removeprefix("validation-")
+    of_source = child.data.metrics[f"eval/validation/source/{key}/mean_depth"]
+    assert of_source == evaluated.sources["more words"].mean_depth
     logged = {item.path for item in client.list_artifacts(child.info.run_id, "validation")}
     assert {"validation/metrics.json", "validation/depth.png"} <= logged
 
@@ -112,6 +118,46 @@ def test_what_was_evaluated_is_not_done_again_and_other_rows_are(run, checkpoint
         assert output.stat().st_mtime_ns != written
     finally:
         evaluate(run.recipe, run)
+
+
+def test_other_weights_at_the_same_step_are_evaluated(run, model, checkpoint, evaluated):
+    kept = checkpoint.path.with_name("kept")
+    checkpoint.path.rename(kept)
+    try:
+        other = copy.deepcopy(model)
+        torch.nn.init.zeros_(other.lm_head.weight)  # every token is as likely as any other
+        write_checkpoint(run, other)
+        assert evaluate(run.recipe, run).overall.loss == pytest.approx(math.log(model.config.vocab_size), abs=1e-4)
+    finally:
+        shutil.rmtree(checkpoint.path)
+        kept.rename(checkpoint.path)
+        evaluate(run.recipe, run)
+
+
+def test_a_disk_that_refuses_leaves_the_standing_evaluation(run, checkpoint, evaluated):
+    output = run.evaluation(checkpoint.name, "validation")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    fewer = with_recipe(run, rows_per_source=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # bytes a file, less than any figure
+    try:
+        with pytest.raises(WorldError, match="evaluate: .*: File too large"):
+            evaluate(fewer.recipe, fewer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    evaluate(run.recipe, run)
+
+
+def test_a_kill_between_the_two_renames_is_repaired(run, checkpoint, evaluated, capsys):
+    output = run.evaluation(checkpoint.name, "validation")
+    whole = (output / "metrics.json").read_bytes()
+    old = output.with_name("validation.old")
+    output.rename(old)
+    evaluate(run.recipe, run)
+    assert "nothing to do" in capsys.readouterr().out
+    assert (output / "metrics.json").read_bytes() == whole
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("batch_rows", [1, 5])
@@ -155,5 +201,5 @@ def test_a_store_that_refuses_fails_no_evaluation(run, checkpoint, evaluated, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:s3cret@127.0.0.1:9/mlflow")
     assert evaluate(run.recipe, run).overall == evaluated.overall
     told = capsys.readouterr().out
-    assert "did not take the evaluation validation" in told
+    assert re.search("MLflow .*does not (take|get) the evaluation validation", told)
     assert "s3cret" not in told + run.events_file.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def write_checkpoint(folder: RunFolder, model: AdaPonderForCausalLM, step: int =
         recipe_hash=folder.recipe.hash(),
         manifest_hash=manifest_hash(folder.shards),
         mlflow_run_id=None,
+        save_id=uuid.uuid4().hex,
         world_size=1,
         zero_stage=0,
         precision="fp32",

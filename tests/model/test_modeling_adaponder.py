@@ -209,6 +209,19 @@ def test_padding_is_no_part_of_the_loss() -> None:
     torch.testing.assert_close(with_padding.ponder_loss, plain.ponder_loss, rtol=1e-5, atol=1e-6)
 
 
+def test_padding_behind_the_tokens_is_no_part_of_the_loss() -> None:
+    # As training gives the last row of a data set: no attention mask, only labels to ignore.
+    model = random_model(halting_config(), seed=9)
+    tokens = random_tokens(1, 10, seed=9)
+    padded = torch.cat([tokens, torch.zeros(1, 4, dtype=torch.long)], dim=1)
+    labels = torch.cat([tokens, torch.full((1, 4), -100)], dim=1)
+    arguments = {"ponder_weight": 0.3, "ponder_fraction": 0.5}
+    plain = model(tokens, shift_labels=tokens, **arguments)
+    with_padding = model(padded, shift_labels=labels, **arguments)
+    torch.testing.assert_close(with_padding.ponder_loss, plain.ponder_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(with_padding.loss, plain.loss, rtol=1e-5, atol=1e-6)
+
+
 def test_the_loss_and_its_parts() -> None:
     model = random_model(halting_config(), seed=10)
     row = random_tokens(2, 9, seed=10)
@@ -218,13 +231,14 @@ def test_the_loss_and_its_parts() -> None:
     log_probabilities = output.logits.log_softmax(-1)
     nats = [-log_probabilities[b, t, aligned[b, t]] for b in range(2) for t in range(8) if aligned[b, t] >= 0]
     torch.testing.assert_close(output.ce_loss, torch.stack(nats).mean())
-    smallest = output.gates.flatten().sort().values[:12]  # a quarter of 2 x 8 tokens x 3 gates
+    labelled = aligned != -100
+    smallest = output.gates[labelled].flatten().sort().values[:11]  # a quarter of 15 labelled tokens x 3 gates
     torch.testing.assert_close(output.ponder_loss, smallest.mean())
     torch.testing.assert_close(output.loss, output.ce_loss + 0.3 * output.ponder_loss)
 
     model.config.ponder_loss_on = "logit"
     on_logits = model(row[:, :-1], shift_labels=aligned, ponder_weight=0.3, ponder_fraction=0.25)
-    torch.testing.assert_close(on_logits.ponder_loss, output.gate_logits.flatten().sort().values[:12].mean())
+    torch.testing.assert_close(on_logits.ponder_loss, output.gate_logits[labelled].flatten().sort().values[:11].mean())
     torch.testing.assert_close(on_logits.ce_loss, output.ce_loss)
 
 

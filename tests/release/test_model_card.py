@@ -1,9 +1,10 @@
-"""What a card claims of a network's origin."""
+"""What a card and its provenance claim of a network's origin."""
 
 import pytest
 
 from pipeline.recipe_reader import parse_recipe
-from pipeline.release.model_card import base_model
+from pipeline.release.model_card import base_model, hub_backbone
+from pipeline.release.provenance import command_without_folders, without_folders
 from tests.conftest import tiny_recipe
 
 
@@ -28,3 +29,49 @@ def test_a_folder_of_the_users_own_is_no_base_model_of_the_hub(tmp_path, monkeyp
     content = tiny_recipe("carded", tmp_path)
     content["model"] |= {"start": "weights", "backbone": "models/mine"}
     assert base_model(parse_recipe(content, "carded")) is None
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"), ("/home/ada/pythia", None), ("~/pythia", None)],
+)
+def test_an_architecture_is_named_when_the_hub_has_it(tmp_path, backbone, expected):
+    content = tiny_recipe("carded", tmp_path)
+    content["model"] |= {"start": "scratch", "backbone": backbone}
+    assert hub_backbone(parse_recipe(content, "carded")) == expected
+
+
+def test_a_published_recipe_names_no_folder_of_the_machine():
+    recipe = {
+        "tokenize": {
+            "tokenizer": "/srv/tokenizers/neox",
+            "sources": [{"train": ["/data/pile/*.jsonl.zst", "more/*.jsonl"], "path": "~/text/", "max_bytes": 5}],
+        },
+        "model": {"backbone": "EleutherAI/pythia-70m"},
+    }
+    assert without_folders(recipe) == {
+        "tokenize": {
+            "tokenizer": "neox",
+            "sources": [{"train": ["*.jsonl.zst", "more/*.jsonl"], "path": "text", "max_bytes": 5}],
+        },
+        "model": {"backbone": "EleutherAI/pythia-70m"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("adaponder release quickstart --runs runs", "adaponder release quickstart --runs runs"),
+        ("adaponder release /home/ada/x.yaml --runs ~/runs", "adaponder release x.yaml --runs runs"),
+        ("adaponder run '/my runs/x.yaml' --runs=/data/runs/", "adaponder run x.yaml --runs=runs"),
+        ("a --set data.shards=/data/shards", "a --set data.shards=shards"),
+        ("a --set 'x=[/data/a, {path: /srv/b}]'", "a --set 'x=[a, {path: b}]'"),
+        (
+            "a --set model.backbone=EleutherAI/pythia-70m ./x ../y",
+            "a --set model.backbone=EleutherAI/pythia-70m ./x ../y",
+        ),
+        ("a https://host/x", "a https://host/x"),
+    ],
+)
+def test_a_published_command_names_no_folder_of_the_machine(command, expected):
+    assert command_without_folders(command) == expected

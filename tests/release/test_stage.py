@@ -1,5 +1,6 @@
 """A release from checkpoint to loaded model, in real fresh processes; and what must be refused."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -21,13 +22,13 @@ from pipeline.evaluation.stage import evaluate
 from pipeline.recipe_reader import parse_recipe
 from pipeline.release.export import export
 from pipeline.release.provenance import file_hashes, read_provenance
-from pipeline.release.stage import release
-from pipeline.release.verification import TOLERANCE, verify
+from pipeline.release.stage import _verification_inputs, release
+from pipeline.release.verification import TOLERANCE, logits_of, verify
 from pipeline.tracking import tracking_uri
 from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
 
 pytestmark = pytest.mark.slow
-COMMAND = "adaponder release tiny.yaml"
+COMMAND = "adaponder release /home/ada/tiny.yaml"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,8 +63,9 @@ def released(run, checkpoint):
 def exported(run, tmp_path):
     """A bfloat16 export of a network of its own, and that network."""
     model = make_model(run)
-    export(model, "bfloat16", run.shards / "tokenizer", tmp_path / "exported")
-    return model, tmp_path / "exported"
+    trained_logits = logits_of(model, INPUTS)
+    export(model, "bfloat16", run.shards, read_manifest(run.shards).tokenizer, tmp_path / "exported")
+    return model, trained_logits, tmp_path / "exported"
 
 
 INPUTS = torch.arange(48).reshape(2, 24)
@@ -114,12 +116,15 @@ def test_the_folder_holds_what_it_should_and_says_so(run, checkpoint, released):
     assert provenance.files == file_hashes(released)
     assert set(provenance.files) == names - {"provenance.json"}
     assert provenance.identity.manifest_hash == checkpoint.state.manifest_hash
-    assert provenance.recipe == run.recipe.resolved()
+    assert provenance.recipe["train"] == run.recipe.resolved()["train"]
+    assert [source["path"] for source in provenance.recipe["tokenize"]["sources"]] == ["words", "more"]
     assert provenance.metrics is not None
     assert provenance.metrics.identity.step == 20
-    assert provenance.command == COMMAND
-    assert provenance.logits_differ_by <= TOLERANCE
-    assert str(run.root) not in (released / "config.json").read_text()
+    assert provenance.command == "adaponder release tiny.yaml"
+    assert provenance.load_difference <= TOLERANCE
+    assert provenance.rounding_difference == 0.0
+    for path in released.iterdir():
+        assert str(run.root).encode() not in path.read_bytes(), path.name
 
 
 def test_every_number_of_the_card_is_the_runs(run, model, released):
@@ -151,6 +156,16 @@ def test_provenance_and_card_are_artifacts_of_the_training_run(run, released):
     assert logged == {"release/README.md", "release/provenance.json"}
 
 
+def test_the_tracked_run_is_named_though_the_checkpoint_knew_none(run, checkpoint, released):
+    client = MlflowClient(tracking_uri(run.root))
+    found = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    (training,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    assert checkpoint.state.mlflow_run_id is None
+    provenance = read_provenance(released)
+    assert provenance is not None
+    assert provenance.mlflow_run_id == training.info.run_id
+
+
 def test_a_standing_release_is_left_and_a_damaged_one_is_made_again(run, released, capsys):
     weights = released / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -165,7 +180,7 @@ def test_a_standing_release_is_left_and_a_damaged_one_is_made_again(run, release
     assert not run.release.with_name("release.old").exists()
 
 
-def test_bfloat16_weights_are_stored_as_such_and_agree(run, checkpoint, tmp_path):
+def test_bfloat16_weights_are_stored_as_such_and_agree(run, model, released):
     content = run.recipe.resolved()
     content["release"]["dtype"] = "bfloat16"
     content["name"] = "half"
@@ -175,6 +190,91 @@ def test_bfloat16_weights_are_stored_as_such_and_agree(run, checkpoint, tmp_path
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118 - no mapping
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    # Rounding is told for what it is: the trained network against one of the stored weights.
+    rounded = copy.deepcopy(model)
+    rounded.load_state_dict(load_file(folder / "model.safetensors"))
+    inputs = _verification_inputs(run.shards, read_manifest(run.shards), model)
+    moved = (logits_of(model, inputs) - logits_of(rounded, inputs)).abs().max().item()
+    provenance = read_provenance(folder)
+    assert provenance is not None
+    assert moved > 10 * TOLERANCE
+    assert provenance.rounding_difference == pytest.approx(moved, rel=0.01)
+    assert provenance.load_difference <= TOLERANCE
+    claim = "weights rounded to bfloat16 for release"
+    assert claim in (folder / "README.md").read_text()
+    assert claim not in (released / "README.md").read_text()
+
+
+def test_a_sharply_attending_network_is_released_in_bfloat16(run, tmp_path):
+    content = run.recipe.resolved()
+    content["model"]["backbone"] |= {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    model = make_model(dataclasses.replace(run, recipe=parse_recipe(content, "sharp")))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("query_key_value.weight"):
+                weight *= 4
+    inputs = torch.randint(0, 300, (4, 256), generator=torch.Generator().manual_seed(0))
+    trained_logits = logits_of(model, inputs)
+    export(model, "bfloat16", run.shards, read_manifest(run.shards).tokenizer, tmp_path / "sharp")
+    verification = verify(model, tmp_path / "sharp", inputs, trained_logits, tmp_path / "log")
+    assert verification.load_difference <= TOLERANCE
+
+
+def test_generation_ends_where_the_documents_of_the_training_did(run, tmp_path):
+    entry = read_manifest(run.shards).tokenizer.model_copy(update={"end_of_document_id": 7})
+    export(make_model(run), "float32", run.shards, entry, tmp_path / "exported")
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "exported" / name).read_text())
+        assert {key: content[f"{key}_token_id"] for key in ("bos", "eos", "pad")} == {"bos": 7, "eos": 7, "pad": 7}
+
+
+def test_other_weights_at_the_same_step_are_released_anew(run, model, checkpoint, released):
+    other = copy.deepcopy(model)
+    torch.nn.init.ones_(other.lm_head.weight)
+    kept = checkpoint.path.with_name("kept")
+    checkpoint.path.rename(kept)
+    try:
+        write_checkpoint(run, other)
+        release(run.recipe, run, command=COMMAND)
+        assert torch.equal(load_file(released / "model.safetensors")["lm_head.weight"], other.lm_head.weight)
+        provenance = read_provenance(released)
+        assert provenance is not None
+        assert provenance.metrics is None, "the evaluation that stands is of the weights before"
+    finally:
+        shutil.rmtree(checkpoint.path)
+        kept.rename(checkpoint.path)
+        release(run.recipe, run, command=COMMAND)
+
+
+def test_an_edited_tokenizer_is_refused(run, model, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(run.shards / "tokenizer", shards / "tokenizer")
+    path = shards / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(WorldError, match=r"tokenizer\.json is not the tokenizer that the shards were made with"):
+        export(copy.deepcopy(model), "float32", shards, read_manifest(run.shards).tokenizer, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_file_in_the_way_is_told_in_a_line(run, released):
+    partial = released.with_name("release.partial")
+    partial.write_text("")
+    card = (released / "README.md").read_text()
+    (released / "README.md").write_text("edited")  # so that it is not taken for the one asked for
+    try:
+        with pytest.raises(WorldError, match=r"release: .*release\.partial: Not a directory"):
+            release(run.recipe, run, command=COMMAND)
+    finally:
+        partial.unlink()
+        (released / "README.md").write_text(card)
 
 
 def test_a_kill_between_the_two_renames_is_repaired(run, released):
@@ -187,41 +287,41 @@ def test_a_kill_between_the_two_renames_is_repaired(run, released):
 
 
 def test_a_changed_weight_is_refused_with_the_difference(exported, tmp_path):
-    model, folder = exported
+    model, trained_logits, folder = exported
     weights = load_file(folder / "model.safetensors")
     weights["gpt_neox.layers.0.attention.dense.weight"] *= 1.05
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorldError, match="release refused: .* differ from the training's weights by up to") as refused:
-        verify(model, folder, INPUTS, tmp_path / "log")
+    with pytest.raises(WorldError, match="release refused: .* differ from those .* by up to") as refused:
+        verify(model, folder, INPUTS, trained_logits, tmp_path / "log")
     told = re.search(r"by up to ([\d.e+-]+) \(allowed: 0.0001\)", str(refused.value))
     assert told is not None
     assert float(told[1]) > TOLERANCE
 
 
 def test_a_changed_setting_is_refused(exported, tmp_path):
-    model, folder = exported
+    model, trained_logits, folder = exported
     config = json.loads((folder / "config.json").read_text())
     config["max_passes"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WorldError, match="release refused"):
-        verify(model, folder, INPUTS, tmp_path / "log")
+        verify(model, folder, INPUTS, trained_logits, tmp_path / "log")
 
 
 def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
-    model, folder = exported
+    model, trained_logits, folder = exported
     code = folder / "modeling_adaponder.py"
     code.write_text(code.read_text().replace("import math\n", "import math\nimport pipeline\n", 1))
     with pytest.raises(WorldError, match="pipeline does not exist where a release is loaded"):
-        verify(model, folder, INPUTS, tmp_path / "log")
+        verify(model, folder, INPUTS, trained_logits, tmp_path / "log")
 
 
 def test_a_refused_release_leaves_the_standing_one(run, checkpoint, released):
     card = (released / "README.md").read_text()
     (released / "README.md").write_text("edited")  # so that it is not taken for the one asked for
     before = file_hashes(released)
-    tokenizer = run.shards / "tokenizer" / "tokenizer.json"
+    tokenizer = run.shards / "tokenizer" / "tokenizer_config.json"
     whole = tokenizer.read_text()
-    tokenizer.write_text("{}")
+    tokenizer.write_text("no JSON")
     try:
         with pytest.raises(WorldError, match="does not load in a fresh process"):
             release(run.recipe, run, command=COMMAND)

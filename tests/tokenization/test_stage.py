@@ -179,6 +179,43 @@ def test_leftovers_without_a_manifest_are_replaced_and_other_files_stay(
     assert not list(folder.shards.glob("*.partial"))
 
 
+def test_finished_shards_with_another_tokenizer_are_not_taken_for_whole(
+    make_run: MakeRun, pile_like: dict[str, Any]
+) -> None:
+    recipe, folder = make_run([pile_like])
+    manifest = tokenize(recipe, folder, "test")
+    other, other_folder = make_run([pile_like], name="other", shards=str(folder.shards))
+    file = folder.shards / "tokenizer" / "tokenizer.json"
+    whole = file.read_bytes()
+    content = json.loads(whole)
+    vocabulary = content["model"]["vocab"]
+    one, two = list(vocabulary)[300:302]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    file.write_text(json.dumps(content))
+    for used in ((recipe, folder), (other, other_folder)):
+        with pytest.raises(WorldError, match=r"tokenizer\.json is not the tokenizer that made these shards"):
+            tokenize(*used, "test")
+    file.unlink()
+    with pytest.raises(WorldError, match=r"tokenizer\.json is missing"):
+        tokenize(recipe, folder, "test")
+    file.write_bytes(whole)
+    assert tokenize(recipe, folder, "test") == manifest
+
+
+def test_a_file_that_two_sources_read_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_bytes(record_lines(generated_texts(5)))
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "1.jsonl")
+    one = {"kind": "jsonl", "name": "one", "train": [str(tmp_path / "[01].jsonl")], "validation_share": 0.2}
+    two = {"kind": "jsonl", "name": "two", "train": [str(tmp_path / "link.jsonl")], "validation_share": 0.2}
+    recipe, folder = make_run([one, two])
+    with pytest.raises(UserError, match=r"/1\.jsonl: read by two sources, one and two: give each file to one"):
+        tokenize(recipe, folder, "test")
+    assert not folder.path.exists()
+    apart = {**two, "train": [str(tmp_path / "2.jsonl")]}
+    assert tokenize(*make_run([one, apart]), "test").train.documents > 0
+
+
 def test_shards_made_before_are_used_and_have_to_fit(make_run: MakeRun, pile_like: dict[str, Any]) -> None:
     recipe, folder = make_run([pile_like])
     manifest = tokenize(recipe, folder, "test")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import WorldError
 from pipeline.tracking.metrics_lines import read_metrics
 
 numbers = st.floats(allow_nan=False, width=32)
@@ -41,5 +42,5 @@ def test_a_line_that_is_no_step_names_file_and_byte(tmp_path, bad):
     path = tmp_path / "metrics.jsonl"
     good = '{"step": 0, "train/loss": 1.0}\n'
     path.write_text(good + bad + "\n")
-    with pytest.raises(ValueError, match=f"{path} holds no step's metrics at byte {len(good)}"):
+    with pytest.raises(WorldError, match=f"{path} holds no step's metrics at byte {len(good)}"):
         list(read_metrics(path))

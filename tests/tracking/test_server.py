@@ -23,7 +23,34 @@ def test_no_user_and_no_password_is_told(uri):
     assert "host" in told
     assert "s3c" not in told
     assert "ada" not in told
-    assert without_secrets("sqlite:////data/runs/mlflow.db") == "sqlite:////data/runs/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mysql://host/mlflow?user=ada&password=s3cret",
+        "https://host/api?token=s3cret",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DSQL;UID=ada;PWD=s3cret",
+        "postgresql://ada:s3/cret@host/db",
+        "postgresql://ada:x?s3cret@host/db",
+        "https://ada:a@s3cret@host:5000/x?token=s3cret",
+        "/api/2.0/mlflow/runs/get?run_id=ada&key=s3cret",
+    ],
+)
+def test_no_password_hides_from_being_hidden(uri):
+    told = without_secrets(f"no answer from '{uri}' (refused)")
+    assert told.startswith("no answer from ")
+    assert told.endswith(" (refused)")
+    assert "s3" not in told
+    assert "cret" not in told
+    assert "ada" not in told
+
+
+@pytest.mark.parametrize(
+    "text", ["sqlite:////data/runs/mlflow.db", "sqlite:////home/ada@site/mlflow.db", "what? a = b"]
+)
+def test_what_is_no_secret_is_told(text):
+    assert without_secrets(text) == text
 
 
 @given(st.text(min_size=1, max_size=300))

@@ -1,5 +1,7 @@
 """One MLflow run a run folder, whatever is killed, resumed or moved in between."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipeline.errors import UserError
+from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker, sync
-from pipeline.tracking.identity import EndStatus, only_writer, read_identity
+from pipeline.tracking.failures import Failure, failure_of
+from pipeline.tracking.identity import EndStatus, only_writer, read_identity, write_identity
 from pipeline.tracking.server import tracking_uri
 
 
@@ -43,6 +49,13 @@ def track(folder, manifest, attempt=1, status: EndStatus = "FINISHED") -> str:
     tracker.finish(status, wait_seconds=60)
     assert tracker.run_id is not None
     return tracker.run_id
+
+
+def track_in_vain(folder, manifest) -> None:
+    tracker = Tracker(folder, manifest, 1)
+    tracker.start()
+    tracker.finish("FINISHED", wait_seconds=2)
+    assert "tracking_incomplete" in events_of(folder)
 
 
 def test_a_finished_training_stands_in_mlflow_with_all_that_made_it(folder, manifest, take_steps):
@@ -135,6 +148,27 @@ def test_another_server_gets_a_run_of_its_own_and_that_is_said(
     assert history(folder, second) == [(1, 9.0)]
     assert events_of(folder) == ["tracking_moved"]
     assert not Path("mlruns").exists()
+    # Back at the first, the run that is there goes on, and knows how training ended in between.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    take_steps(2)
+    assert sync(folder)
+    (run,) = runs_of(folder)
+    assert (run.info.run_id, run.info.status) == (first, "FINISHED")
+    assert history(folder, first) == [(1, 9.0), (2, 8.0)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
+    assert sync(folder)
+    assert [run.info.run_id for run in runs_of(folder)] == [second]
+    assert events_of(folder) == ["tracking_moved"] * 3
+
+
+def test_the_folder_of_all_runs_may_be_moved(folder, manifest, take_steps, tmp_path):
+    take_steps(1)
+    first = track(folder, manifest)
+    folder.root.rename(tmp_path / "moved")
+    moved = RunFolder(tmp_path / "moved", folder.recipe)
+    assert sync(moved)
+    assert [run.info.run_id for run in runs_of(moved)] == [first]
+    assert events_of(moved) == []
 
 
 def test_a_store_that_refuses_costs_training_nothing(folder, manifest, take_steps, monkeypatch, capsys):
@@ -158,12 +192,99 @@ def test_a_store_that_refuses_costs_training_nothing(folder, manifest, take_step
 
 def test_a_later_stage_leaves_a_live_training_to_its_tracker(folder, manifest, take_steps):
     take_steps(1)
-    with only_writer(folder) as alone:
-        assert alone
+    with only_writer(folder) as lock:
+        assert lock == "held"
         assert not sync(folder)
     assert runs_of(folder) == []
     assert sync(folder)
     assert [run.info.status for run in runs_of(folder)] == ["KILLED"]
+    # Nor does it claim to have sent what it left to another, when there is an MLflow run already.
+    take_steps(2)
+    with only_writer(folder):
+        assert not sync(folder)
+    assert [step for step, _ in history(folder, runs_of(folder)[0].info.run_id)] == [1]
+
+
+def test_training_waits_for_a_stage_that_is_sending(folder, manifest, take_steps):
+    take_steps(1)
+    patient = Tracker(folder, manifest, 1)
+    with only_writer(folder):
+        patient.start()
+        patient.finish("FINISHED", wait_seconds=1)
+    assert runs_of(folder) == []
+    assert events_of(folder) == ["tracking_incomplete"]
+    with only_writer(folder):
+        patient = Tracker(folder, manifest, 2)
+        patient.start()
+        time.sleep(0.2)
+    patient.finish("FINISHED", wait_seconds=60)
+    (run,) = runs_of(folder)
+    assert (run.info.run_id, run.info.status) == (patient.run_id, "FINISHED")
+    with only_writer(folder) as lock:
+        assert lock == "held"
+
+
+def test_where_no_locks_are_training_goes_first(folder, manifest, take_steps, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    take_steps(1)
+    live = Tracker(folder, manifest, 1)
+    live.start()
+    while live.run_id is None:
+        time.sleep(0.05)
+    assert not sync(folder)
+    assert [run.info.status for run in runs_of(folder)] == ["RUNNING"]
+    live.finish("FINISHED", wait_seconds=60)
+    take_steps(2)
+    assert sync(folder)
+    assert history(folder, live.run_id) == [(1, 9.0), (2, 8.0)]
+
+
+def test_a_training_that_ended_in_silence_was_killed(folder, manifest, take_steps):
+    take_steps(1)
+    run_id = track(folder, manifest)
+    noted = read_identity(folder)
+    assert noted is not None
+    write_identity(folder, noted.model_copy(update={"attempt": 2, "status": None}))  # as attempt 2 does at its start
+    client_of(folder).update_run(run_id, status="RUNNING")
+    assert sync(folder)
+    assert [run.info.status for run in runs_of(folder)] == ["KILLED"]
+
+
+def test_the_server_is_not_blamed_for_what_is_not_its_own(folder, manifest, take_steps, capsys):
+    folder.metrics_file.write_text("no metrics\n")
+    track_in_vain(folder, manifest)
+    told = capsys.readouterr().out.replace("\n", "")
+    assert "metrics.jsonl holds no step's metrics at byte 0" in told
+    assert "MLflow at" not in told
+    assert "traceback" not in folder.events_file.read_text()
+    folder.metrics_file.unlink()
+    folder.metrics_file.write_bytes(b"")
+    (folder.shards / "manifest.json").unlink()
+    assert not sync(folder)
+    told = capsys.readouterr().out.replace("\n", "")
+    assert "manifest.json is missing" in told
+    assert "MLflow at" not in told
+
+
+def test_a_bug_is_told_with_its_traceback(folder):
+    def send():
+        secret = "postgresql://ada:s3cret@host/db"
+        raise ZeroDivisionError(secret)
+
+    def fail(error: Exception) -> Failure:
+        return failure_of(error, "metrics", folder.root)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        send()
+    bug = fail(caught.value)
+    assert "MLflow does not get the metrics: ZeroDivisionError" in bug.message
+    assert "in send" in bug.fields()["traceback"]
+    assert fail(MlflowException("s3cret ada")).message.startswith("MLflow at sqlite:///")
+    assert fail(ConnectionError("refused")).fields() == {}
+    assert fail(UserError("ask for less")).message == "ask for less; MLflow does not get the metrics"
 
 
 def test_sending_again_changes_nothing(folder, manifest, take_steps):

@@ -30,5 +30,22 @@ def test_a_bug_keeps_its_traceback_and_silence_is_named(tmp_path, capsys):
         report_failure(tmp_path, 1, 0, error)
     with pytest.raises(RuntimeError, match="(?s)rank 0.*Traceback.*oops"):
         raise_first_failure(tmp_path, 1, 1)
-    with pytest.raises(WorldError, match="exit code -9 and no message"):
+    with pytest.raises(WorldError, match="the ranks ended with -9 and no message"):
         raise_first_failure(tmp_path, 2, -9)
+
+
+def test_a_rank_that_died_in_silence_is_named_not_the_one_that_lost_it(tmp_path, capsys):
+    report_failure(tmp_path, 1, 0, RuntimeError("[enforce fail] Connection reset by peer"))
+    report_failure(tmp_path, 1, 2, SystemExit(143))
+    launcher_log(tmp_path, 1).write_text(
+        "Root Cause (first observed failure):\n[0]:\n  time      : 2026\n  host      : a\n"
+        "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)\n"
+    )
+    with pytest.raises(WorldError, match="rank 1 ended with exit code -9 and no message"):
+        raise_first_failure(tmp_path, 1, 1)
+
+
+def test_a_full_disk_is_the_world_s(tmp_path, capsys):
+    report_failure(tmp_path, 1, 1, OSError(28, "No space left on device", "/data/x"))
+    with pytest.raises(WorldError, match=r"rank 1 on \S+: /data/x: No space left on device"):
+        raise_first_failure(tmp_path, 1, 1)

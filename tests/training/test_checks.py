@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import MARKER, STATE_FILE, TrainerState
+from pipeline.checkpoint import MARKER, STATE_FILE, TrainerState, find_checkpoint
 from pipeline.data.manifest import manifest_hash
 from pipeline.durable import write_json, write_text
 from pipeline.errors import UserError, WorldError
@@ -29,6 +29,7 @@ def pretend_checkpoint(folder: Path, recipe: dict, shards: Path, step: int = 20)
     path = folder / resolved.name / "checkpoints" / f"step-{step:08d}"
     state = TrainerState(
         step=step,
+        save_id="0",
         rows=step * 8,
         tokens=step * 256,
         phase="halting",
@@ -71,6 +72,11 @@ def test_contradictions(runs, recipe, tmp_path, override, told):
     assert "\n" not in str(raised.value)
 
 
+def test_bf16_without_zero_is_refused(runs, recipe, tmp_path):
+    with pytest.raises(UserError, match="take zero1, or fp32"):
+        check(runs, recipe, tmp_path, ["train.strategy=zero0", "train.precision=bf16"])
+
+
 def test_a_published_backbone_limits_rows_and_vocabulary(runs, recipe, tmp_path):
     config = {
         "model_type": "gpt_neox",
@@ -95,8 +101,14 @@ def test_a_published_backbone_limits_rows_and_vocabulary(runs, recipe, tmp_path)
     ("content", "told"),
     [
         ("{", "is not JSON"),
-        ("[]", "not a JSON object"),
-        ('{"train_batch_size": 4, "gradient_clipping": 1}', "train_batch_size, gradient_clipping, which the recipe"),
+        ("[]", "must say"),
+        ('{"zero_optimisation": {"stage": 1}}', "must say"),
+        ('{"zero_optimization": {"stage": "auto"}}', "must say"),
+        ('{"zero_optimization": true}', "must say"),
+        (
+            '{"zero_optimization": {"stage": 1}, "train_batch_size": 4, "gradient_clipping": 1}',
+            "train_batch_size, gradient_clipping, which the recipe",
+        ),
     ],
 )
 def test_broken_strategies(runs, recipe, tmp_path, content, told):
@@ -140,6 +152,16 @@ def test_other_shards_another_world_and_resume_never_are_refused(runs, recipe, s
     (other / "manifest.json").write_text(json.dumps({**manifest, "rejected": {"empty": 1}}))
     with pytest.raises(UserError, match="was trained on manifest"):
         check(runs, recipe, tmp_path, [f"data.shards={other}"])
+
+
+def test_a_damaged_older_checkpoint_stands_in_nobody_s_way(runs, recipe, shards, tmp_path):
+    older = pretend_checkpoint(tmp_path, recipe, shards, step=10)
+    newer = pretend_checkpoint(tmp_path, recipe, shards, step=20)
+    (older / STATE_FILE).write_text("{}")
+    assert find_checkpoint(newer.parent, newer.name).step == 20
+    assert find_checkpoint(newer.parent).step == 20
+    with pytest.raises(UserError, match="no complete checkpoint step-00000015: there are step-00000010, step-000"):
+        find_checkpoint(newer.parent, "step-00000015")
 
 
 def test_a_damaged_checkpoint_is_named(runs, recipe, shards, tmp_path):

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -17,7 +18,9 @@ import torch
 from pipeline.checkpoint import complete_checkpoints, load_model
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+from pipeline.recipe_reader import parse_recipe
 from pipeline.training.attempt import hold_run
+from pipeline.training.model_start import start_model
 from tests.conftest import Runs, tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -82,14 +85,17 @@ def test_kill_9_and_the_same_command_end_with_the_unbroken_loss(unbroken, runs, 
     generator = random.Random(os.getpid())
     command = runs.command("train", recipe)
     file = runs.root / recipe["name"] / "metrics.jsonl"
-    for step in (generator.randint(5, 9), generator.randint(11, 16)):
+    # Before the first checkpoint but that of step 0, and after another.
+    kills = (generator.randint(1, 4), generator.randint(10, 16))
+    print("killed at", kills)
+    for step in kills:
         process = subprocess.Popen(
             command, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for(lambda step=step: file.is_file() and f'{{"step": {step},' in file.read_text(), process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not ranks_alive(runs, recipe))
+        wait_for(lambda: not ranks_of(runs, recipe))
     done = runs.adaponder("train", recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing from step-0000001" in done.stdout
@@ -110,9 +116,9 @@ def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
     assert (runs.checkpoints(recipe["name"]) / "latest").read_text() == "step-00000020\n"
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
-def test_gates_alone_and_then_everything(runs, recipe, strategy):
-    recipe["train"]["strategy"] = strategy
+@pytest.mark.parametrize(("strategy", "precision"), [("zero1", "fp32"), ("zero1", "bf16"), ("zero3", "bf16")])
+def test_gates_alone_and_then_everything(runs, recipe, strategy, precision):
+    recipe["train"] |= {"strategy": strategy, "precision": precision}
     recipe["train"]["phases"] = [
         {"name": "gates", "steps": 4, "train": "gates", "halting": False},
         {"name": "all", "steps": 4, "halting": False},
@@ -120,15 +126,18 @@ def test_gates_alone_and_then_everything(runs, recipe, strategy):
     assert [line["step"] for line in runs.train(recipe)] == list(range(1, 9))
     by_step = {found.step: found for found in complete_checkpoints(runs.checkpoints(recipe["name"]))}
     start, gated, end = (load_model(by_step[step]).state_dict() for step in (0, 4, 8))
+    built = start_model(parse_recipe(recipe, "test")).state_dict()
     for name, weight in start.items():
+        # Exactly, in bf16 too: neither the start nor what is frozen is rounded.
+        assert torch.equal(weight, built[name]), name
         assert torch.equal(gated[name], weight) != name.startswith("gates."), name
         assert not torch.equal(end[name], gated[name]), name
     assert [by_step[step].state.trained for step in (0, 4, 8)] == ["gates", "gates", "all"]
+    assert by_step[0].path.joinpath("config.json").read_text().count('"halting": "none"') == 1
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
-def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe, strategy):
-    recipe["train"] |= {"strategy": strategy, "precision": "bf16"}
+def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe):
+    recipe["train"]["precision"] = "bf16"
     lines = runs.train(recipe)
     assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 1.0
     weight = load_model(complete_checkpoints(runs.checkpoints(recipe["name"]))[-1]).lm_head.weight
@@ -136,13 +145,78 @@ def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe, strategy):
     assert not torch.equal(weight, weight.bfloat16().float()), "the master weights were not saved"
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(runs, recipe):
+    done = runs.adaponder("train", recipe, "--set", "train.optimizer.peak_lr=1e30")
+    assert done.returncode == 1
+    assert "the loss of step 2 is nan" in done.stderr  # said by whichever rank was first
+    assert done.stderr.count("\n") == 1
+    assert [found.step for found in complete_checkpoints(runs.checkpoints(recipe["name"]))] == [0]
+    assert '"status": "FAILED"' in (runs.root / recipe["name"] / "mlflow.json").read_text()
+
+
+def test_a_rank_killed_alone_is_named_and_nothing_hangs(runs, recipe):
+    recipe["train"]["phases"][0]["steps"] = 2000
+    process = started(runs, recipe)
+    rank_1 = [found for found in ranks_of(runs, recipe) if found.environ().get("RANK") == "1"]
+    rank_1[0].kill()
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, output + errors
+    assert "rank 1 ended with exit code -9 and no message" in errors
+    assert errors.count("\n") == 1
+    assert not ranks_of(runs, recipe)
+    assert '"status": "RUNNING"' not in (runs.root / recipe["name"] / "mlflow.json").read_text()
+
+
+def test_ctrl_c_ends_all_ranks_and_the_command_says_so(runs, recipe):
+    recipe["train"]["phases"][0]["steps"] = 2000
+    process = started(runs, recipe)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, output + errors
+    assert errors == "adaponder: interrupted; the same command continues\n"
+    assert not ranks_of(runs, recipe)
+
+
+def test_ranks_started_by_torchrun_alone(runs, recipe):
+    recipe["train"]["phases"] = [{"name": "short", "steps": 2, "halting": False}]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("--module", "pipeline.training.worker", str(runs.write(recipe)), "--runs", str(runs.root)),
+    ]
+    done = subprocess.run(command, env=runs.environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = runs.root / recipe["name"]
+    assert {path.name for path in (folder / "logs").iterdir()} == {
+        "attempt-001-rank-0000.log",
+        "attempt-001-rank-0001.log",
+    }
+    assert (folder / "recipe.yaml").is_file()
+    assert len(runs.metrics(recipe["name"])) == 2
+
+
+def started(runs: Runs, recipe: dict) -> subprocess.Popen:
+    """A training in a process group of its own that has taken a few steps."""
+    process = subprocess.Popen(
+        runs.command("train", recipe),
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    file = runs.root / recipe["name"] / "metrics.jsonl"
+    wait_for(lambda: file.is_file() and '{"step": 3,' in file.read_text(), process)
+    return process
+
+
 def test_what_stands_in_a_run_folder(unbroken, runs):
     folder = runs.root / "zero1"
     state = json.loads((folder / "checkpoints/step-00000020/trainer_state.json").read_text())
     assert (state["step"], state["rows"], state["tokens"], state["phase"]) == (20, 160, 5120, "halting")
-    assert state["mlflow_run_id"]
+    assert json.loads((folder / "mlflow.json").read_text())["runs"][-1]["run_id"]
     assert (folder / "recipe.yaml").read_text().startswith(f"# Resolved recipe, sha256 {state['recipe_hash']}")
     assert {path.name for path in (folder / "logs").iterdir()} == {
+        "attempt-001-recipe.yaml",
         "attempt-001-launcher.log",
         "attempt-001-rank-0000.log",
         "attempt-001-rank-0001.log",
@@ -168,7 +242,11 @@ def wait_for(happened, process: subprocess.Popen | None = None, seconds: float =
         time.sleep(0.01)
 
 
-def ranks_alive(runs: Runs, recipe: dict) -> bool:
-    mark = str(runs.root / recipe["name"] / "recipe.yaml")
-    found = (process.info for process in psutil.process_iter(["cmdline", "status"]))
-    return any(mark in (info["cmdline"] or []) and info["status"] != psutil.STATUS_ZOMBIE for info in found)
+def ranks_of(runs: Runs, recipe: dict) -> list[psutil.Process]:
+    mark = str(runs.root / recipe["name"] / "logs")
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        if any(part.startswith(mark) for part in line) and "torch.distributed.run" not in line:
+            found.append(process)
+    return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
