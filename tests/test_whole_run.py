@@ -57,7 +57,8 @@ def test_mlflow_holds_one_training_run_with_two_evaluations(first, runs, recipe)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs.root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "adaponder"]
     children = "mlflow.parentRunId"
-    training = client.get_run(json.loads((runs.root / recipe["name"] / "mlflow.json").read_text())["runs"][-1]["run_id"])
+    noted = json.loads((runs.root / recipe["name"] / "mlflow.json").read_text())
+    training = client.get_run(noted["runs"][-1]["run_id"])
     assert training.info.status == "FINISHED"
     assert training.data.params["train.micro_batch"] == "2"
     history = client.get_metric_history(training.info.run_id, "train/ce_loss")

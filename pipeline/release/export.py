@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as progress_bars
 
 import pipeline.model
@@ -30,7 +31,7 @@ def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: Tok
     """Write all files that loading needs into `folder`, weights in `dtype`.
 
     `model` is rounded to `dtype` in place. `tokenizer` is what the manifest of `shards` says of the tokenizer there.
-    Raises `WorldError` when the tokenizer is missing, or another than the manifest's.
+    Raises `WorldError` when the tokenizer is missing or another than the manifest's, or weights cannot be written.
     """
     tokenizer_folder = shards / "tokenizer"
     _require_tokenizer(tokenizer_folder / "tokenizer.json", tokenizer)
@@ -48,7 +49,10 @@ def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: Tok
         "AutoModelForCausalLM": _address(AdaPonderForCausalLM),
     }
     progress_bars.disable_progress_bar()  # its own bar, on stderr, would cut through the stage's console
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
+        raise WorldError(f"the weights cannot be written to {folder}: {error}") from error
     for path in [*model_files(), *sorted(tokenizer_folder.iterdir())]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)

@@ -119,6 +119,7 @@ def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -
 def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, world_size: int) -> Engine:
     """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained`: "all" or "gates"; collective."""
     import deepspeed
+
     for name, parameter in model.named_parameters():
         parameter.requires_grad = trained == "all" or name.startswith("gates.")
     settings = recipe.train.optimizer

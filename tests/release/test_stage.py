@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -239,11 +240,12 @@ def test_other_weights_at_the_same_step_are_released_anew(run, model, checkpoint
     kept = checkpoint.path.with_name("kept")
     checkpoint.path.rename(kept)
     try:
-        write_checkpoint(run, other)
+        written = write_checkpoint(run, other)
         release(run.recipe, run, command=COMMAND)
         assert torch.equal(load_file(released / "model.safetensors")["lm_head.weight"], other.lm_head.weight)
         provenance = read_provenance(released)
         assert provenance is not None
+        assert provenance.identity.save_id == written.state.save_id != checkpoint.state.save_id
         assert provenance.metrics is None, "the evaluation that stands is of the weights before"
     finally:
         shutil.rmtree(checkpoint.path)
@@ -262,6 +264,17 @@ def test_an_edited_tokenizer_is_refused(run, model, tmp_path):
     with pytest.raises(WorldError, match=r"tokenizer\.json is not the tokenizer that the shards were made with"):
         export(copy.deepcopy(model), "float32", shards, read_manifest(run.shards).tokenizer, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_full_disk_is_told_in_a_line(run, tmp_path):
+    model, entry = make_model(run), read_manifest(run.shards).tokenizer
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # bytes a file, less than the weights
+    try:
+        with pytest.raises(WorldError, match=r"weights cannot be written to .*exported: .*File too large"):
+            export(model, "float32", run.shards, entry, tmp_path / "exported")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_file_in_the_way_is_told_in_a_line(run, released):
