@@ -116,33 +116,26 @@ def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
     assert (runs.checkpoints(recipe["name"]) / "latest").read_text() == "step-00000020\n"
 
 
-@pytest.mark.parametrize(("strategy", "precision"), [("zero1", "fp32"), ("zero1", "bf16"), ("zero3", "bf16")])
-def test_gates_alone_and_then_everything(runs, recipe, strategy, precision):
-    recipe["train"] |= {"strategy": strategy, "precision": precision}
+@pytest.mark.parametrize("strategy", ["zero1", "zero3"])
+def test_gates_alone_and_then_everything_in_bf16(runs, recipe, strategy):
+    recipe["train"] |= {"strategy": strategy, "precision": "bf16"}
     recipe["train"]["phases"] = [
         {"name": "gates", "steps": 4, "train": "gates", "halting": False},
-        {"name": "all", "steps": 4, "halting": False},
+        {"name": "all", "steps": 8, "halting": False},
     ]
-    assert [line["step"] for line in runs.train(recipe)] == list(range(1, 9))
+    lines = runs.train(recipe)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 0.5
     by_step = {found.step: found for found in complete_checkpoints(runs.checkpoints(recipe["name"]))}
-    start, gated, end = (load_model(by_step[step]).state_dict() for step in (0, 4, 8))
+    start, gated, end = (load_model(by_step[step]).state_dict() for step in (0, 4, 12))
     built = start_model(parse_recipe(recipe, "test")).state_dict()
     for name, weight in start.items():
-        # Exactly, in bf16 too: neither the start nor what is frozen is rounded.
+        # Exactly: neither the start nor what is frozen is rounded, and the masters are what is saved.
         assert torch.equal(weight, built[name]), name
         assert torch.equal(gated[name], weight) != name.startswith("gates."), name
         assert not torch.equal(end[name], gated[name]), name
-    assert [by_step[step].state.trained for step in (0, 4, 8)] == ["gates", "gates", "all"]
+    assert [by_step[step].state.trained for step in (0, 4, 12)] == ["gates", "gates", "all"]
     assert by_step[0].path.joinpath("config.json").read_text().count('"halting": "none"') == 1
-
-
-def test_bf16_learns_and_is_read_back_in_full_precision(runs, recipe):
-    recipe["train"]["precision"] = "bf16"
-    lines = runs.train(recipe)
-    assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 1.0
-    weight = load_model(complete_checkpoints(runs.checkpoints(recipe["name"]))[-1]).lm_head.weight
-    assert weight.dtype == torch.float32
-    assert not torch.equal(weight, weight.bfloat16().float()), "the master weights were not saved"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(runs, recipe):
