@@ -86,7 +86,7 @@ def test_kill_9_and_the_same_command_end_with_the_unbroken_loss(unbroken, runs, 
     command = runs.command("train", recipe)
     file = runs.root / recipe["name"] / "metrics.jsonl"
     # Before the first checkpoint but that of step 0, and after another.
-    kills = (generator.randint(1, 4), generator.randint(10, 16))
+    kills = (generator.randint(1, 4), generator.randint(10, 13))
     print("killed at", kills)
     for step in kills:
         process = subprocess.Popen(
