@@ -162,7 +162,9 @@ def _run_segments(recipe: Recipe, folder: RunFolder, plan: TrainingPlan, hooks: 
             engine = build_engine(recipe, model.train(), segment.trained, plan.world_size)
             save = Saver(recipe, folder.checkpoints, plan, segment, hooks.run_id, frozen)
             if resumed and checkpoint:
-                engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
+                loaded, _ = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
+                if loaded is None:  # DeepSpeed only warns, and would go on from the start
+                    raise WorldError(f"{checkpoint.path}: DeepSpeed finds no states for this rank in it")
                 set_optimizer_settings(engine, train.optimizer)
             elif checkpoint is None:
                 save(engine, 0)
