@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast lint format constraints clean install docs
+.PHONY: quickstart test test-fast lint format constraints clean install docs bench
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
@@ -29,6 +29,15 @@ install: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pipeline.recipe_doc > docs/recipe.md
+
+# About half an hour on a machine with nothing else to do; then README.md's table is that machine's.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.prefill --output benchmarks/results/prefill.json
+	$(BIN)/python -m benchmarks.decode --output benchmarks/results/decode-1-row.json
+	$(BIN)/python -m benchmarks.decode --rows 8 --output benchmarks/results/decode-8-rows.json
+	$(BIN)/python -m benchmarks.training_step --rounds 5 --output benchmarks/results/training_step.json
+	$(BIN)/python -m benchmarks.training_memory --rounds 5 --output benchmarks/results/training_memory.json
+	$(BIN)/python -m benchmarks.table
 
 # The stamp is newer than what it was made from, so a second call installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -147,6 +147,9 @@ class ModelSection(Section):
     """PonderLM's sqrt(hidden_size) on the embedding and on the mixture; false for stock Pythia weights."""
     initial_embed_scale: PositiveFloat = 1.0
     """A further factor on the token embedding alone; PonderLM takes 3 from 410M on."""
+    mixture_top_k: NonNegativeInt = 0
+    """How many of the likeliest tokens enter the mixture, their probabilities made to sum to 1; 0: the whole vocabulary
+    (A, P1)."""
 
     @property
     def gate_bias(self) -> float:
@@ -216,6 +219,19 @@ class TrainSection(Section):
     log_every_steps: PositiveInt = 1
     timeout_seconds: PositiveInt = 600
     """How long a rank waits for the others before the run fails."""
+    activation_checkpointing: Literal["none", "activation", "mlp", "layer", "pass"] = "activation"
+    """What backward computes again instead of keeping it: nothing, each MLP's activation function, the inside of each
+    MLP, each layer, or each pass. Like the fields below it changes memory and time, and results by rounding alone; it
+    may change in mid-run."""
+    vocabulary_chunk_tokens: NonNegativeInt = 256
+    """Tokens whose logits are held at once, in mixture and loss; 0: those of all."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """transformers' attention implementation; passes that skip halted tokens take SDPA whatever stands here."""
+    skip_halted: bool = False
+    """True computes each pass for its active tokens only, in the phases with halting; needs model.kv_reuse and
+    model.freeze_halted."""
+    compile_layers: bool = False
+    """torch.compile of each layer; passes that skip halted tokens are not compiled."""
 
     @property
     def steps(self) -> int:
@@ -279,6 +295,15 @@ class Recipe(Section):
                     f"tokenize.tokenizer.train_vocab_size {wanted.train_vocab_size} is larger than "
                     f"model.backbone.vocab_size {backbone.vocab_size}"
                 )
+            if self.model.mixture_top_k > backbone.vocab_size:
+                problems.append(
+                    f"model.mixture_top_k {self.model.mixture_top_k} is larger than "
+                    f"model.backbone.vocab_size {backbone.vocab_size}"
+                )
+        if self.train.skip_halted and not (self.model.kv_reuse and self.model.freeze_halted):
+            problems.append(
+                "train.skip_halted needs model.kv_reuse and model.freeze_halted, which leave a halted token as it is"
+            )
         if self.train.global_batch % self.train.micro_batch:
             problems.append(
                 f"train.global_batch {self.train.global_batch} is not divisible by "

@@ -70,12 +70,23 @@ def test_all_problems_are_told_at_once_with_place_and_nearest_key():
         ("train.optimizer.peak_lr=-1", "greater than 0"),
         ("train.optimizer.peak_lr=.nan", "finite"),
         ("model.backbone.num_attention_heads=5", "not divisible by num_attention_heads 5"),
+        ("model.mixture_top_k=5000", "model.mixture_top_k 5000 is larger than model.backbone.vocab_size 4096"),
+        ("train.activation_checkpointing=block", "'none', 'activation', 'mlp', 'layer' or 'pass'"),
+        ("train.attention=flash", "'sdpa', 'eager', 'flash_attention_2' or 'flex_attention'"),
+        ("train.vocabulary_chunk_tokens=-1", "greater than or equal to 0"),
     ],
 )
 def test_contradictions_and_broken_overrides_are_refused(override, told):
     with pytest.raises(UserError, match="quickstart|--set") as raised:
         read_recipe("quickstart", [override])
     assert told in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["kv_reuse", "freeze_halted"])
+def test_skipping_in_training_needs_halted_tokens_left_as_they_are(field):
+    with pytest.raises(UserError, match="train.skip_halted needs model.kv_reuse and model.freeze_halted"):
+        read_recipe("quickstart", ["train.skip_halted=true", f"model.{field}=false"])
+    assert read_recipe("quickstart", ["train.skip_halted=true"]).train.skip_halted
 
 
 def test_overrides_replace_scalars_lists_and_whole_sections():

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.data.rows import RowReader
 from pipeline.evaluation.depth import DepthSums
-from pipeline.evaluation.perplexity import token_nll
+from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.model import AdaPonderForCausalLM
 
 
@@ -22,14 +22,16 @@ def measure(
 ) -> DepthSums:
     """Sums over the first `rows` rows of a validation set, `batch_rows` at a time, on the model's device.
 
-    The model must be in evaluation mode; it halts as its own configuration says. `post_batch` is told how many rows a
-    batch had.
+    The model must be in evaluation mode; it halts as its own configuration says, and halted tokens are skipped where it
+    allows that. No more logits are held at once than those of the model's `vocabulary_chunk_tokens`. `post_batch` is
+    told how many rows a batch had.
     """
     sums = DepthSums(model.config.max_passes)
-    for first in range(0, rows, batch_rows):
-        inputs, shift_labels = reader.batch(range(first, min(first + batch_rows, rows)))
-        inputs, shift_labels = inputs.to(model.device), shift_labels.to(model.device)
-        output = model(inputs)
-        sums.add(token_nll(output.logits, shift_labels), output.depths, shift_labels)
-        post_batch(len(inputs))
+    with run_as(model, inference_halting(model.config)):
+        for first in range(0, rows, batch_rows):
+            inputs, shift_labels = reader.batch(range(first, min(first + batch_rows, rows)))
+            inputs, shift_labels = inputs.to(model.device), shift_labels.to(model.device)
+            output = model(inputs, shift_labels=shift_labels)
+            sums.add(output.nll, output.depths, shift_labels)
+            post_batch(len(inputs))
     return sums

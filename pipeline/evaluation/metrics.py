@@ -69,7 +69,7 @@ class Metrics(_Entry):
     identity: Identity
     max_passes: int
     halting: str
-    """The network's own setting: none (no token halts) or masked."""
+    """The network's own setting: none (no token halts), masked, or skip, which gives what masked gives."""
     overall: Measured
     sources: dict[str, Measured]
     seconds: float

@@ -8,24 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch.nn import functional as F
-
-from pipeline.data.rows import IGNORED_LABEL
-
-
-def token_nll(logits: torch.Tensor, shift_labels: torch.Tensor) -> torch.Tensor:
-    """Negative log likelihood of every label, nats, float32 [B, n]; 0 where the label is -100.
-
-    logits: [B, n, vocabulary]. shift_labels: int64 [B, n], the token that follows each position. Row by row, because
-    the logarithms of a batch's whole vocabulary would double the memory that the logits take.
-    """
-    rows = [
-        F.cross_entropy(row.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
-        for row, labels in zip(logits, shift_labels, strict=True)
-    ]
-    return torch.stack(rows)
-
 
 def perplexity(loss: float) -> float:
     """exp of the loss in nats a token; infinity beyond what a double holds."""

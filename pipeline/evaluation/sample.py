@@ -1,6 +1,7 @@
 """Generated text whose tokens are tinted by their depth: where the model thought longer.
 
-The depths come from one forward over the finished text, which gives every token the depth it had when it was read.
+A token's tint is the depth it has when it is read, as in the evaluation: its own passes, which predict what follows.
+The depths come from one forward over the finished text; those that `generate()` gives would say nothing of the prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pipeline.errors import UserError
+from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.model import AdaPonderForCausalLM
 
 # Cividis from light to dark: order and steps survive colour blindness and a black-and-white print.
@@ -59,8 +61,9 @@ def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, ne
         )
     inputs = torch.tensor([ids], device=model.device)
     network: Any = model  # generate() is typed for a protocol that transformers' own models do not fulfil
-    if new_tokens:
-        with _seeded(model.device, seed):
+    finished = inputs
+    with run_as(model, inference_halting(model.config)), _seeded(model.device, seed):
+        if new_tokens:
             finished = network.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
@@ -70,9 +73,7 @@ def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, ne
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id,
             )
-    else:
-        finished = inputs
-    depths = model(finished).depths[0].tolist()
+        depths = model(finished, logits_to_keep=1).depths[0].tolist()
     given = _pieces(tokenizer, ids, depths[: len(ids)])
     return Sample(
         pieces=given + _pieces(tokenizer, finished[0].tolist()[len(ids) :], depths[len(ids) :]),

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GPTNeoXConfig
 
-HALTING = ("none", "masked")
+HALTING = ("none", "masked", "skip")
 GATING = ("learned", "open")
 PONDER_LOSS_ON = ("probability", "logit")
 
@@ -30,7 +30,8 @@ class AdaPonderConfig(GPTNeoXConfig):
     halt_threshold: float = 1e-4
     """tau: a token halts after a pass whose gate falls below it."""
     halting: str = "masked"
-    """masked: every pass runs over all tokens and masks out the halted ones; none: gates weigh, no token halts."""
+    """none: gates weigh, no token halts; masked: every pass runs over all tokens and masks out the halted ones (the
+    plain path); skip: the same results from a pass over the active tokens only."""
     gating: str = "learned"
     """learned: one gate MLP a pass; open: s fixed at 1, no gates, nothing halts - the fixed-depth PonderLM (P1)."""
     gate_on_last_pass: bool = False
@@ -52,7 +53,12 @@ class AdaPonderConfig(GPTNeoXConfig):
     the logits by 0.02 at 512 hidden units and 0.05 at 2560); not zero, so that tokens are told apart and the gate's
     first layer gets a gradient from the first step."""
 
-    use_cache: bool = False
+    mixture_top_k: int = 0
+    """How many of the likeliest tokens enter the mixture, their probabilities made to sum to 1; 0: the whole vocabulary
+    (A, P1)."""
+    vocabulary_chunk_tokens: int = 256
+    """How many tokens' logits are held at once, in mixture and loss; 0: all. It changes memory and time only."""
+
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -71,6 +77,16 @@ class AdaPonderConfig(GPTNeoXConfig):
                 raise ValueError(f"{name} is {value!r}: it must be a finite number")
         if isinstance(self.max_passes, bool) or not isinstance(self.max_passes, int) or self.max_passes < 1:
             raise ValueError(f"max_passes is {self.max_passes!r}: it must be a whole number of at least 1")
+        for name in ("mixture_top_k", "vocabulary_chunk_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 0")
+        if self.mixture_top_k > self.vocab_size:
+            raise ValueError(f"mixture_top_k is {self.mixture_top_k}: the vocabulary has {self.vocab_size} entries")
+        if self.halting == "skip" and not (self.kv_reuse and self.freeze_halted):
+            raise ValueError(
+                "halting is skip: it needs kv_reuse and freeze_halted, which leave a halted token as it is"
+            )
         if not 0 <= self.halt_threshold < 1:
             raise ValueError(f"halt_threshold is {self.halt_threshold!r}: it must be at least 0 and below 1")
         for name in ("embed_scale", "initial_embed_scale"):
@@ -80,6 +96,16 @@ class AdaPonderConfig(GPTNeoXConfig):
             raise ValueError(f"gate_output_std is {self.gate_output_std!r}: it must not be negative")
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is true: the method keeps lm_head and the embedding apart (P1)")
+
+    @property
+    def halts(self) -> bool:
+        """Whether tokens can halt."""
+        return self.halting != "none" and self.gating == "learned"
+
+    @property
+    def skips(self) -> bool:
+        """Whether passes run over the active tokens only."""
+        return self.halting == "skip"
 
     @property
     def num_gates(self) -> int:

@@ -1,11 +1,8 @@
 """The network: one GPT-NeoX transformer run K times, with gates, monotone halting and K/V reuse (method sections 1-3).
 
-`AdaPonderModel` is one pass of the transformer; `AdaPonderForCausalLM` is the loop over the passes and the loss. The
-state dictionary keeps GPT-NeoX's names, with the gates beside them, so that stock Pythia weights load as they are.
-
-Nothing here branches on data: all passes and all gates run in every forward, halting is masks, and with labels every
-parameter takes part in the graph. Ranks that took different branches would wait for each other for ever under ZeRO.
-Parameters are read by their own module's forward only, which is where ZeRO-3 gathers them.
+`AdaPonderModel` is one pass of the transformer; `AdaPonderForCausalLM` runs the passes and takes the loss. Two paths
+compute the same: `masked_passes.py` plainly, over all tokens, and `skipping_passes.py` for the tokens that are active.
+The state dictionary keeps GPT-NeoX's names, with the gates beside them, so that stock Pythia weights load as they are.
 """
 
 from __future__ import annotations
@@ -17,21 +14,23 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationMixin
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
-from transformers.models.gpt_neox.modeling_gpt_neox import (
-    GPTNeoXLayer,
-    GPTNeoXPreTrainedModel,
-    GPTNeoXRotaryEmbedding,
-)
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXPreTrainedModel, GPTNeoXRotaryEmbedding
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .aligned_cache import AlignedKeyValues
+from .adaponder_cache import AdaPonderCache
+from .aligned_cache import AlignedLayer, FullPassCache, KeyValue
 from .backbone import load_backbone
 from .configuration_adaponder import AdaPonderConfig
 from .gates import Gate, GateLogit
+from .generation import AdaPonderGenerationMixin
+from .layers import CHECKPOINTING, PonderLayer
+from .masked_passes import ponder_masked
 from .ponder_loss import ponder_loss
+from .pondering import PonderInputs
+from .skipping_passes import ponder_skipping
+from .vocabulary import PonderEmbedding, VocabularyHead
 
 
 @dataclass
@@ -45,23 +44,19 @@ class AdaPonderOutput(ModelOutput):
     ponder_loss: torch.Tensor | None = None
     """Mean of the smallest gate values of the positions that have a label (see `ponder_loss.py`), float32."""
     logits: torch.Tensor | None = None
-    """[B, n, vocabulary] of the last pass; the last `logits_to_keep` positions where that is above 0."""
+    """[B, n, vocabulary] of the last pass; the last `logits_to_keep` positions where that is above 0. None with labels,
+    unless they were asked for: the loss does without."""
+    nll: torch.Tensor | None = None
+    """Negative log likelihood of each label, float32 [B, n], nats, 0 where there is none. None where gradients are
+    recorded: the mean alone is cheaper."""
     gates: torch.Tensor | None = None
-    """s, float32 [B, n, G], between 0 and 1."""
+    """s, float32 [B, n, G], between 0 and 1; 0 where halting was skipped past the gate and no loss asked for it."""
     gate_logits: torch.Tensor | None = None
-    """g, float32 [B, n, G]; s = sigmoid(g)."""
+    """g, float32 [B, n, G]; s = sigmoid(g), -inf where s was not computed."""
     depths: torch.Tensor | None = None
     """Passes each token took part in, int64 [B, n]: 1 if it halted after the first, K if it never halted."""
-
-
-class PonderEmbedding(nn.Embedding):
-    """The token embedding, which also takes a distribution over the vocabulary and gives the embedding's mean."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[B, n] ids, or [B, n, vocabulary] probabilities, to [B, n, h]."""
-        if input.is_floating_point():
-            return input @ self.weight
-        return super().forward(input)
+    past_key_values: Any = None
+    """The cache, with the tokens of this forward in it; None without `use_cache`."""
 
 
 class AdaPonderPreTrainedModel(GPTNeoXPreTrainedModel):
@@ -69,8 +64,7 @@ class AdaPonderPreTrainedModel(GPTNeoXPreTrainedModel):
 
     config_class = AdaPonderConfig
     config: AdaPonderConfig
-    # Recomputing a layer alone would align its keys and values a second time, with a later pass's mask.
-    supports_gradient_checkpointing = False
+    _no_split_modules = ["PonderLayer"]  # noqa: RUF012 - transformers' own attribute
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,7 +90,7 @@ class AdaPonderPreTrainedModel(GPTNeoXPreTrainedModel):
         Told by identity: a module's own name does not say where it stands, and transformers does not call the
         initialisation of modules without parameters of their own, as the attention is, in code loaded from a release.
         """
-        layers = [layer for layer in self.modules() if isinstance(layer, GPTNeoXLayer)]
+        layers = [layer for layer in self.modules() if isinstance(layer, PonderLayer)]
         return any(module is layer.attention.dense or module is layer.mlp.dense_4h_to_h for layer in layers)
 
 
@@ -107,9 +101,10 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
         super().__init__(config)
         self.embed_in = PonderEmbedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([PonderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary_emb = GPTNeoXRotaryEmbedding(config=config)
+        self.checkpointing = "none"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -121,33 +116,72 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
     def forward(
         self,
         embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        aligned: AlignedKeyValues | None,
-    ) -> torch.Tensor:
-        """h^i [B, n, h], after the final LayerNorm, from E^i [B, n, h].
+        active: torch.Tensor | None = None,
+        previous: list[KeyValue] | None = None,
+        cache: FullPassCache | None = None,
+        pass_index: int = 0,
+    ) -> tuple[torch.Tensor, list[KeyValue] | None]:
+        """h^i [B, n, h], after the final LayerNorm, from E^i [B, n, h], and what each layer keeps for the next pass.
 
         attention_mask: the causal mask in the form the attention implementation wants. position_embeddings: cos and sin
-        of RoPE. aligned: where keys and values are aligned with the pass before; None: no token keeps older ones.
+        of RoPE. active: m^i, bool [B, n], where keys and values of halted tokens are to be those of the pass before,
+        which are `previous`; None: no token keeps older ones. cache: where decoding keeps this pass's.
         """
         hidden_states = self.emb_dropout(embeds)
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=attention_mask,
-                layer_past=aligned,
-                position_embeddings=position_embeddings,
-            )
-        return self.final_layer_norm(hidden_states)
+        kept: list[KeyValue] | None = None if active is None else []
+        for i, layer in enumerate(self.layers):
+            past = None if previous is None else previous[i]
+            arguments = (layer, hidden_states, attention_mask, position_embeddings, active, past, cache, pass_index)
+            recomputed = self.checkpointing in ("layer", "pass") and torch.is_grad_enabled()
+            if recomputed and self.checkpointing == "layer":
+                ran = checkpoint(_run_layer, *arguments, recomputed, use_reentrant=False)
+                hidden_states, keeps = ran  # pyright: ignore
+            else:
+                hidden_states, keeps = _run_layer(*arguments, recomputed)
+            if kept is not None and keeps is not None:
+                kept.append(keeps)
+        return self.final_layer_norm(hidden_states), kept
 
 
-class AdaPonderForCausalLM(AdaPonderPreTrainedModel, GenerationMixin):
+def _run_layer(
+    layer: nn.Module,
+    hidden_states: torch.Tensor,
+    attention_mask: Any,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    active: torch.Tensor | None,
+    previous: KeyValue | None,
+    cache: FullPassCache | None,
+    pass_index: int,
+    recomputed: bool,
+) -> tuple[torch.Tensor, KeyValue | None]:
+    """One layer of one pass: its output, and the keys and values that it leaves to the next pass (None: none).
+
+    recomputed: nothing else that the layer computes is kept for backward.
+    """
+    past = None
+    if active is not None or cache is not None:
+        past = AlignedLayer(active, previous, cache, pass_index)
+    hidden_states = layer(
+        hidden_states, attention_mask=attention_mask, layer_past=past, position_embeddings=position_embeddings
+    )
+    if past is None or past.kept is None or active is None:
+        return hidden_states, None
+    key, value = past.kept
+    if recomputed and previous is None:
+        # A first pass's values are a part of the fused QKV, all of which would be kept with them.
+        value = value.clone()
+    return hidden_states, (key, value)
+
+
+class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
     """A causal language model that decides, token by token, how many of its `max_passes` passes to take."""
 
     def __init__(self, config: AdaPonderConfig) -> None:
         super().__init__(config)
         self.gpt_neox = AdaPonderModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = VocabularyHead(config.hidden_size, config.vocab_size)
         self.gates = nn.ModuleList([Gate(config.hidden_size) for _ in range(config.num_gates)])
         self.post_init()
 
@@ -170,25 +204,89 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, GenerationMixin):
         """
         return load_backbone(cls, where, dtype, ponder_fields)
 
+    def set_activation_checkpointing(self, kind: str) -> None:
+        """Choose what the backward pass computes again instead of keeping it; changes memory and time, no result.
+
+        none: nothing; activation: what follows the activation function in each MLP, a quarter of the memory for next to
+        no time; mlp: the inside of each MLP, half of the memory; layer: each layer, from its input and the keys and
+        values of the pass before; pass: each whole pass. The last two compute the gates again too. Raises ValueError
+        for another.
+        """
+        if kind not in CHECKPOINTING:
+            raise ValueError(f"activation checkpointing {kind!r}: it must be one of {', '.join(CHECKPOINTING)}")
+        self.gpt_neox.checkpointing = kind
+        for layer in self.gpt_neox.layers:
+            mlp: Any = layer.mlp
+            mlp.recompute = kind if kind in ("activation", "mlp") else "none"
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """transformers' switch: activation checkpointing a layer, non-reentrant whatever the arguments ask for."""
+        self.set_activation_checkpointing("layer")
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.set_activation_checkpointing("none")
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.gpt_neox.checkpointing != "none"
+
+    def compile_layers(self) -> None:
+        """Compile each layer of the plain path with torch.compile, which changes nothing but speed."""
+        for layer in self.gpt_neox.layers:
+            layer.compile()
+
+    def new_cache(self) -> AdaPonderCache | FullPassCache:
+        """An empty cache for decoding, of the kind that the path of `config.halting` fills."""
+        if self.config.skips:
+            return AdaPonderCache(self.config.max_passes)
+        return FullPassCache(self.config.num_hidden_layers)
+
+    def gate(self, pass_index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """g: the logits, float32 [...], of the gate after pass `pass_index` from hidden states [..., h]."""
+        gate = self.gates[pass_index]
+        if self.gpt_neox.checkpointing in ("layer", "pass") and torch.is_grad_enabled():
+            return checkpoint(gate, hidden, use_reentrant=False)  # pyright: ignore
+        return gate(hidden)
+
+    def mixture(self, hidden: torch.Tensor) -> torch.Tensor:
+        """u: the embeddings' mean under the next token's distribution, [..., h] from hidden states [..., h]."""
+        config = self.config
+        mixed = self.gpt_neox.embed_in(
+            hidden,
+            head=self.lm_head,
+            chunk_tokens=config.vocabulary_chunk_tokens,
+            top_k=config.mixture_top_k,
+            decoding=config.skips,
+        )
+        return mixed * config.embed_scale
+
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        past_key_values: AdaPonderCache | FullPassCache | None = None,
+        use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
         ponder_weight: float = 0.0,
         ponder_fraction: float = 0.0,
         logits_to_keep: int = 0,
+        return_logits: bool | None = None,
+        imposed_depths: torch.Tensor | None = None,
     ) -> AdaPonderOutput:
-        """All passes over all tokens.
+        """The passes over the tokens, the loss where there are labels. B batch, n tokens, p tokens cached before.
 
-        input_ids: int64 [B, n]. attention_mask: [B, n], 1 on tokens and 0 on padding. position_ids: [B, n]; counted
-        from 0 where not given. labels: int64 [B, n], the input ids themselves, shifted here (Hugging Face's
-        convention); shift_labels: int64 [B, n], aligned with the logits already; -100 is ignored in both.
-        ponder_weight: lambda; ponder_fraction: k_s. logits_to_keep: 0 for the logits of all positions.
-        Raises ValueError if both kinds of labels are given, or labels for logits that are not kept.
+        input_ids: int64 [B, n]. attention_mask: [B, p + n], 1 on tokens and 0 on padding. position_ids: [B, n]; counted
+        on from p where not given. past_key_values: the cache of p earlier tokens (`new_cache()` makes an empty one);
+        use_cache: make one where none is given. labels: int64 [B, n], the input ids themselves, shifted here (Hugging
+        Face's convention); shift_labels: int64 [B, n], aligned with the logits already; -100 is ignored in both.
+        ponder_weight: lambda; ponder_fraction: k_s. logits_to_keep: 0 for the logits of all positions. return_logits:
+        whether logits are wanted, by default where no labels are given: the loss never holds those of all tokens.
+        imposed_depths: int64 [B, n], a depth for each token in place of the gates' decision, for measurements.
+        Raises ValueError if both kinds of labels are given, labels for logits that are not kept, a cache of the other
+        path, or a gradient through a cache.
         """
         if labels is not None and shift_labels is not None:
             raise ValueError("labels and shift_labels are given: give one of them")
@@ -196,108 +294,47 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is not None and logits_to_keep:
             raise ValueError("logits_to_keep and labels are given: the loss needs the logits of all positions")
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = self.new_cache()
+        if cache is not None and not isinstance(cache, AdaPonderCache if self.config.skips else FullPassCache):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}: halting {self.config.halting} needs new_cache()"
+            )
+        if cache is not None and torch.is_grad_enabled() and self.training:
+            raise ValueError("a cache is given in training: keys and values in it would carry no gradient")
 
-        hidden, gate_logits, depths = self._ponder(input_ids, attention_mask, position_ids)
-        gates = gate_logits.sigmoid()
-        logits = self.lm_head(hidden[:, -logits_to_keep:])
-        loss = ce_loss = pushed_down = None
+        ponder = ponder_skipping if self.config.skips else ponder_masked
+        every_gate = shift_labels is not None and (torch.is_grad_enabled() or ponder_fraction > 0)
+        pondered = ponder(
+            self, PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, every_gate)
+        )
+        gates = pondered.gate_logits.sigmoid()
+        logits = nll = loss = ce_loss = pushed_down = None
+        if return_logits or (return_logits is None and shift_labels is None):
+            logits = self.lm_head(pondered.hidden[:, -logits_to_keep:], decoding=self.config.skips)
         if shift_labels is not None:
-            gate_values = gates if self.config.ponder_loss_on == "probability" else gate_logits
-            ce_loss = cross_entropy(logits, shift_labels)
-            counted = shift_labels != -100  # a row's padding at the end is told by its labels alone
+            gate_values = gates if self.config.ponder_loss_on == "probability" else pondered.gate_logits
+            chunk = self.config.vocabulary_chunk_tokens
             if attention_mask is not None:
-                counted = counted & attention_mask.bool()
-            pushed_down = ponder_loss(gate_values, ponder_fraction, counted.to(gate_values.device))
+                # Before the first token of a row lies padding, whose label would be that token.
+                shift_labels = shift_labels.masked_fill(~attention_mask[:, -shift_labels.shape[1] :].bool(), -100)
+            labelled = shift_labels != -100
+            if torch.is_grad_enabled():
+                ce_loss = self.lm_head(pondered.hidden, labels=shift_labels, reduction="mean", chunk_tokens=chunk)
+            else:
+                nll = self.lm_head(pondered.hidden, labels=shift_labels, chunk_tokens=chunk)
+                ce_loss = nll.sum() / labelled.sum().clamp(min=1)
+            pushed_down = ponder_loss(gate_values, ponder_fraction, labelled.to(gate_values.device))
             loss = ce_loss + ponder_weight * pushed_down
         return AdaPonderOutput(
             loss=loss,
             ce_loss=ce_loss,
             ponder_loss=pushed_down,
             logits=logits,
+            nll=nll,
             gates=gates,
-            gate_logits=gate_logits,
-            depths=depths,
+            gate_logits=pondered.gate_logits,
+            depths=pondered.depths,
+            past_key_values=cache,
         )
-
-    def _ponder(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The loop over the passes (method section 1): the last hidden state, all gate logits, all depths."""
-        config = self.config
-        halts = config.halting == "masked" and config.gating == "learned"
-        embed = self.gpt_neox.embed_in
-        embeds = embed(input_ids) * (config.embed_scale * config.initial_embed_scale)
-        causal_mask = create_causal_mask(
-            config=config,
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=position_ids,
-        )
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
-        position_embeddings = self.gpt_neox.rotary_emb(embeds, position_ids=position_ids)
-        aligned = AlignedKeyValues(config.num_hidden_layers) if halts and config.kv_reuse else None
-
-        active = torch.ones_like(input_ids, dtype=torch.bool)
-        depths = torch.full_like(input_ids, 1 if halts else config.max_passes)
-        gate_logits = []
-        hidden = embeds
-        for i in range(config.max_passes):
-            if aligned is not None:
-                aligned.start_pass(active)
-            fresh = self.gpt_neox(embeds, causal_mask, position_embeddings, aligned)
-            if i > 0 and halts and config.freeze_halted:
-                fresh = torch.where(active.unsqueeze(-1), fresh, hidden)
-            hidden = fresh
-            if i < len(self.gates):
-                gate_logits.append(self.gates[i](hidden))
-            if i == config.max_passes - 1:
-                break
-            mixture = embed(self.lm_head(hidden).softmax(-1)) * config.embed_scale
-            if config.gating == "learned":
-                gate = gate_logits[i].sigmoid()
-                if halts:
-                    active = active & (gate >= config.halt_threshold)
-                    depths = depths + active
-                    gate = gate * active
-                mixture = mixture * gate.unsqueeze(-1).to(mixture.dtype)
-            embeds = embeds + mixture
-        if not gate_logits:
-            dtype = torch.promote_types(hidden.dtype, torch.float32)
-            return hidden, hidden.new_empty((*input_ids.shape, 0), dtype=dtype), depths
-        return hidden, torch.stack(gate_logits, dim=-1), depths
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """No cache is kept in decoding: its keys would be those of one pass, and there are K."""
-        return False
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The whole text so far at every step of `generate()`, with positions counted from the first real token."""
-        position_ids = None
-        if attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "logits_to_keep": logits_to_keep,
-        }
-
-
-def cross_entropy(logits: torch.Tensor, shift_labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats, in float32, mean over the labels that are not -100; 0 where there is none.
-
-    logits: [B, n, vocabulary]. shift_labels: int64 [B, n], the token that follows each position.
-    """
-    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    shift_labels = shift_labels.flatten().to(logits.device)
-    total = F.cross_entropy(logits, shift_labels, ignore_index=-100, reduction="sum")
-    return total / (shift_labels != -100).sum().clamp(min=1)

@@ -5,8 +5,9 @@ an editable install of this project is not seen; the site-packages folders are a
 there of this project is blocked. It imports nothing of the project, which is the point.
 
 REQUEST is a JSON file with `site_packages`, `blocked` (top-level packages), `release`, `tensors` (a torch file with
-`inputs` int64 [B, n], `logits` float32 [B, n, vocabulary], `depths` int64 [B, n]), `threads`, and `report`: the JSON
-file that gets `largest_difference`, `differing_depths` and `generated`.
+`inputs` int64 [B, n], `logits` float32 [B, n, vocabulary], `depths` int64 [B, n]), `plain_halting` (the setting that
+`logits` were computed with), `threads`, and `report`: the JSON file that gets `largest_difference`, `differing_depths`,
+`decoding_difference` and `generated`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+DECODED_TOKENS = 8
+"""How many of the last tokens are read one by one."""
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -53,21 +57,48 @@ def main(request_path: str) -> None:
     # In fp32, as the other side: half precision would round the same weights differently with every kernel.
     model = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype=torch.float32).eval()
     tensors = torch.load(request["tensors"], weights_only=True)
+    configured = model.config.halting
+    model.config.halting = request["plain_halting"]
     with torch.inference_mode():
         output = model(tensors["inputs"])
+    model.config.halting = configured
+    decoded = decode(model, tensors["inputs"], tensors["depths"])
     # NaN stays NaN in a maximum, and is no difference that any tolerance allows.
     difference = (output.logits.float() - tensors["logits"]).abs().max().item()
     differing_depths = int((output.depths != tensors["depths"]).sum())
+    decoding_difference = (decoded.float() - tensors["logits"]).abs().max().item()
     # As a user does: in the precision of the file, a few tokens. Three are enough to see that generate() runs.
     loaded: Any = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True, dtype="auto").eval()
     prompt = tensors["inputs"][:1, :8]
-    generated = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    generated, _ = loaded.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False, return_depths=True
+    )
     report = {
         "largest_difference": difference,
         "differing_depths": differing_depths,
+        "decoding_difference": decoding_difference,
         "generated": tokenizer.decode(generated[0, prompt.shape[1] :]),
     }
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+
+
+def decode(model: Any, inputs: Any, depths: Any) -> Any:
+    """Logits [B, n, vocabulary] as `generate()` comes to them: a prompt, then token by token from the cache.
+
+    The depths are given: where a gate is a hair from its threshold, another order of summation may decide otherwise.
+    """
+    import torch
+
+    length = inputs.shape[1]
+    ends = range(max(length - DECODED_TOKENS, 1), length + 1)
+    logits, cache, start = [], None, 0
+    with torch.inference_mode():
+        for end in ends:
+            piece = slice(start, end)
+            output = model(inputs[:, piece], past_key_values=cache, use_cache=True, imposed_depths=depths[:, piece])
+            logits.append(output.logits)
+            cache, start = output.past_key_values, end
+    return torch.cat(logits, dim=1)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,33 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging as progress_bars
 
 import pipeline.model
 from pipeline.data.manifest import TokenizerEntry
 from pipeline.durable import fsync_file, fsync_folder, sha256_file
 from pipeline.errors import WorldError
+from pipeline.evaluation.halting import inference_halting
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def model_files() -> list[Path]:
-    """The source files that a release carries. The package's __init__ has nothing that loading needs."""
-    folder = Path(str(pipeline.model.__file__)).parent
-    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+    """The source files that a release carries: those that transformers follows from the model's own on loading.
+
+    What counts or measures the network from outside stays behind.
+    """
+    model = Path(str(pipeline.model.modeling_adaponder.__file__))
+    return sorted({model, *map(Path, get_relative_import_files(model))})
 
 
 def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: TokenizerEntry, folder: Path) -> None:
     """Write all files that loading needs into `folder`, weights in `dtype`.
 
-    `model` is rounded to `dtype` in place. `tokenizer` is what the manifest of `shards` says of the tokenizer there.
+    `model` is rounded to `dtype` in place, and set to skip halted tokens where it may. `tokenizer` is what the manifest
+    of `shards` says of the tokenizer there.
     Raises `WorldError` when the tokenizer is missing or another than the manifest's, or weights cannot be written.
     """
     tokenizer_folder = shards / "tokenizer"
@@ -40,6 +46,7 @@ def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: Tok
         parameter.data = parameter.data.to(DTYPES[dtype])
     config = model.config
     config.dtype = DTYPES[dtype]
+    config.halting = inference_halting(config)
     # What the documents were joined with: after it the model starts another one.
     end = tokenizer.end_of_document_id
     for ids in (config, model.generation_config):

@@ -118,8 +118,10 @@ def _loading(subject: Subject) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)\n"
         'model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype="auto")\n\n'
         'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n"
-        "print(model(**inputs).depths)  # passes that each token took\n"
+        "text, depths = model.generate(**inputs, max_new_tokens=32, return_depths=True)\n"
+        "print(tokenizer.decode(text[0]))\n"
+        "print(depths[0])  # passes spent on each new token\n"
+        "print(model(**inputs).depths)  # passes that each token of the prompt took\n"
         "```"
     )
 
@@ -128,15 +130,27 @@ def _method(subject: Subject) -> str:
     config = subject.config
     if config.max_passes == 1:
         return "This network takes a single pass for every token: a stock GPT-NeoX."
-    halting = (
-        f"A token whose gate falls below {config.halt_threshold:g} halts: it keeps its state, its keys and values."
-        if config.halting == "masked"
-        else "In this checkpoint gates weigh the feedback, but no token halts."
-    )
+    halting = "In this checkpoint gates weigh the feedback, but no token halts."
+    if config.halts:
+        halting = f"A token whose gate falls below {config.halt_threshold:g} halts."
+        if config.kv_reuse and config.freeze_halted:
+            halting += " It keeps its state, its keys and values."
     return (
         f"The same transformer runs up to {config.max_passes} times. After each pass the token's predicted "
         f"distribution, as a mixture of embeddings weighted by a learned gate, is added to its input. {halting}"
+        f"\n\n{_decoding(config)}"
     )
+
+
+def _decoding(config: AdaPonderConfig) -> str:
+    """How `generate()` works here."""
+    if config.skips:
+        return (
+            "`generate()` decodes with a cache, and halted tokens are skipped: no later pass is computed for them, and "
+            "the cache holds their keys and values once for each pass that they took. Set `model.config.halting = "
+            '"masked"` to compute every pass for all tokens instead; the results are the same.'
+        )
+    return "`generate()` decodes with a cache of the keys and values of every pass; every token pays for all passes."
 
 
 def _data(manifest: Manifest) -> str:
@@ -223,6 +237,6 @@ def _limits(subject: Subject) -> str:
         "text, follows no instructions, and was not tuned to be safe or correct. It repeats what its training data "
         "holds, errors and prejudice included, and should not decide anything about people. It knows nothing but the "
         f"sources above{started}; texts longer than the {subject.manifest.seq_len:,} tokens of a training row are "
-        "outside what it was trained on here. `generate()` recomputes the whole text at every token, and a halted "
-        "token saves no computation in this implementation: depths say how much is needed, not how long it takes."
+        "outside what it was trained on here. Depths say how much computation is needed, not how long it takes: in a "
+        "batch a pass is paid for as long as any row is in it."
     )

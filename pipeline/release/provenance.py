@@ -59,6 +59,10 @@ class Provenance(BaseModel):
     """The command that made the release, paths as in `recipe`."""
     load_difference: float
     """Largest difference of a logit, both in fp32: the weights rounded for release, and the release loaded afresh."""
+    decoding_difference: float | None = None
+    """Largest difference of a logit, both in fp32: the weights rounded for release by the plain path, and the release
+    loaded afresh as it is used, from its cache and skipping halted tokens; null in releases from before there was one.
+    """
     rounding_difference: float
     """Largest difference of a logit, both in fp32: the training's own weights, and those rounded for release."""
     files: dict[str, str]

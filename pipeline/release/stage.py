@@ -105,7 +105,8 @@ def _make(
         verification = verify(model, partial, inputs, trained_logits, folder.logs / "release-verification.log")
     console.print(
         f"release: on {verification.tokens:,} tokens, rounding to {identity.dtype} moves logits by at most "
-        f"{verification.rounding_difference:.2g}, loading in a fresh process by {verification.load_difference:.2g}"
+        f"{verification.rounding_difference:.2g}, loading in a fresh process by {verification.load_difference:.2g}, "
+        f"decoding from the cache there by {verification.decoding_difference:.2g}"
     )
     subject = Subject(
         recipe=parse_recipe(state.recipe, f"of {checkpoint.path}"),
@@ -133,6 +134,7 @@ def _make(
         released_with=versions,
         command=command_without_folders(command),
         load_difference=verification.load_difference,
+        decoding_difference=verification.decoding_difference,
         rounding_difference=verification.rounding_difference,
         files=file_hashes(partial),
     )

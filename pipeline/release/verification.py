@@ -1,10 +1,14 @@
 """A release is what its checkpoint was, or it is refused: loaded in a fresh process, its logits must agree.
 
+Twice: on the plain path, and as the release is used, which skips halted tokens and decodes from a cache.
+
 Both sides run in fp32 on the CPU with the same number of threads: the training's weights, rounded to the release's
-precision, here; the released files there. The numbers going in are then equal bit for bit, and so is the
-arithmetic; the tolerance only leaves room for another order of summation (the weights lie elsewhere in memory, which
-may pick another kernel). That is about 1e-5 on logits of size 10 for the largest of our networks; a lost tensor, a
-swapped one or a changed field of the configuration moves logits by far more than 1e-3.
+precision, here; the released files there. On the plain path the numbers going in are then equal bit for bit, and so is
+the arithmetic; the tolerance only leaves room for another order of summation (the weights lie elsewhere in memory,
+which may pick another kernel). That is about 1e-5 on logits of size 10 for the largest of our networks; a lost tensor,
+a swapped one or a changed field of the configuration moves logits by far more than 1e-3. Skipping and caches sum in
+another order everywhere, in every pass and layer, so they are allowed more; an entry too many or too few in a cache
+moves logits by far more than that.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import WorldError
+from pipeline.evaluation.halting import run_as
 from pipeline.model import AdaPonderForCausalLM
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, absolute."""
+"""Largest difference of a logit on the plain path, absolute."""
+DECODING_TOLERANCE = 1e-3
+"""Largest difference of a logit between plain path and decoding, as a share of the largest logit or of 1."""
 OUR_PACKAGES = ("pipeline", "tokenization", "launch", "ds_configs")
 TIMEOUT_SECONDS = 3600
 CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
@@ -37,6 +44,9 @@ class Verification:
 
     load_difference: float
     """Largest difference of a logit between the rounded weights here and the release there; at most TOLERANCE."""
+    decoding_difference: float
+    """Largest difference of a logit between the rounded weights on the plain path here and the release there as it is
+    used: halted tokens skipped, the last ones read one by one from the cache."""
     rounding_difference: float
     """Largest difference of a logit between the training's own weights and the rounded ones, both here."""
     tokens: int
@@ -47,8 +57,9 @@ class Verification:
 
 @torch.inference_mode()
 def logits_of(model: AdaPonderForCausalLM, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits float32 [B, n, vocabulary] of a network in fp32 on the CPU; inputs: int64 [B, n]."""
-    return model.eval()(inputs).logits
+    """Logits float32 [B, n, vocabulary] of a network in fp32 on the CPU, by the plain path; inputs: int64 [B, n]."""
+    with run_as(model, _plain(model)):
+        return model.eval()(inputs).logits
 
 
 def verify(
@@ -59,10 +70,10 @@ def verify(
     model: on the CPU, the training's weights rounded to the release's precision; it is cast to fp32 in place. inputs:
     int64 [B, n], at least 8 tokens a row. trained_logits: `logits_of` the weights before they were rounded. log: file
     that gets all the fresh process prints. Raises `WorldError` with the largest difference when logits or depths
-    differ, and with the last line of the log when loading fails.
+    differ, by the plain path or in decoding, and with the last line of the log when loading fails.
     """
     torch.nn.Module.to(model, dtype=torch.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), run_as(model, _plain(model)):
         output = model.eval()(inputs)
     with tempfile.TemporaryDirectory(prefix="adaponder-release-") as scratch:
         folder = Path(scratch)
@@ -75,6 +86,7 @@ def verify(
             "blocked": OUR_PACKAGES,
             "release": str(release),
             "tensors": str(tensors),
+            "plain_halting": _plain(model),
             "threads": torch.get_num_threads(),
             "report": str(report),
         }
@@ -88,12 +100,24 @@ def verify(
             f"from by up to {difference:.3g} (allowed: {TOLERANCE:g}), and {found['differing_depths']} of "
             f"{inputs.numel()} tokens have another depth"
         )
+    decoding, allowed = found["decoding_difference"], DECODING_TOLERANCE * max(1.0, output.logits.abs().max().item())
+    if not decoding <= allowed:
+        raise WorldError(
+            f"release refused: loaded afresh, {release} decodes with logits that differ from those of the weights it "
+            f"was made from by up to {decoding:.3g} (allowed: {allowed:.3g})"
+        )
     return Verification(
         load_difference=difference,
+        decoding_difference=decoding,
         rounding_difference=(output.logits - trained_logits).abs().max().item(),
         tokens=inputs.numel(),
         generated=found["generated"],
     )
+
+
+def _plain(model: AdaPonderForCausalLM) -> str:
+    """The `halting` by which the network gives the same from every pass over all tokens."""
+    return "masked" if model.config.skips else model.config.halting
 
 
 def _run(folder: Path, log: Path) -> None:

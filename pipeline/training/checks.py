@@ -18,8 +18,9 @@ from pipeline.data.order import accumulation_steps
 from pipeline.data.vocabulary import check_vocabulary
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig
-from pipeline.recipe import Recipe
+from pipeline.recipe import ModelSection, Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.training.computation import check_computation
 from pipeline.training.engine import read_strategy, zero_stage
 from pipeline.training.model_start import model_config
 
@@ -69,6 +70,7 @@ def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]
             f"train.strategy {train.strategy} with train.precision bf16: DeepSpeed without ZeRO trains bf16 with "
             "another optimizer, whose states cannot be read back; take zero1, or fp32"
         )
+    check_computation(recipe)
     config = model_config(recipe)
     if recipe.tokenize.seq_len > config.max_position_embeddings:
         raise UserError(
@@ -132,9 +134,11 @@ def _resume_from(
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What may not change in mid-run: the network, and which rows a step sees."""
+    # A field that the run's recipe does not know yet was at its default.
+    defaults = {name: field.default for name, field in ModelSection.model_fields.items()}
     fixed = {
         "seed": lambda recipe: recipe["seed"],
-        "model": lambda recipe: recipe["model"],
+        "model": lambda recipe: {**defaults, **recipe["model"]},
         "train.global_batch": lambda recipe: recipe["train"]["global_batch"],
         "train.micro_batch": lambda recipe: recipe["train"]["micro_batch"],
     }

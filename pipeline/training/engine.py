@@ -190,6 +190,7 @@ def set_learning_rate(engine: Engine, rate: float) -> None:
         group["lr"] = rate * group["lr_factor"]
 
 
-def set_halting(engine: Engine, phase: Phase) -> None:
-    """Switch the network to the phase's halting."""
-    engine.module.config.halting = "masked" if phase.halting else "none"
+def set_halting(engine: Engine, phase: Phase, skip_halted: bool = False) -> None:
+    """Switch the network to the phase's halting; `skip_halted` computes the same for the active tokens alone."""
+    halting = "skip" if skip_halted else "masked"
+    engine.module.config.halting = halting if phase.halting else "none"

@@ -1,7 +1,7 @@
 """The training loop over one segment: steps that share an engine.
 
-Training never branches on data: every pass and every gate runs on every rank in every step, halting is masks. So the
-collectives of all ranks always match.
+Training never branches on data: every pass and every gate runs on every rank in every step. Halting is masks, or picks
+the tokens that a pass is computed for, though there be none. So the collectives of all ranks always match.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -51,7 +52,7 @@ def train_segment(
         fraction = ponder_fraction(phase, phase_step)
         rate = learning_rate(train.optimizer, step, train.steps)
         set_learning_rate(engine, rate)
-        set_halting(engine, phase)
+        set_halting(engine, phase, train.skip_halted)
         torch.manual_seed(step_seed(recipe.seed, step, rank))
         taken = step + 1
         saved = taken % train.checkpoint_every_steps == 0 or taken == segment.end_step
@@ -90,35 +91,48 @@ def train_segment(
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
             }
-            post_step(taken, metrics | clock.lap(taken))
+            post_step(taken, metrics | clock.lap(taken, metrics))
         if saved:
             save(engine, taken)
             clock.restart(taken)
 
 
 class _Clock:
-    """Speed between logged steps, time spent saving left out."""
+    """Speed between logged steps, time spent saving left out; utilisation (MFU) by the logged step's own depths."""
 
     def __init__(self, recipe: Recipe, plan: TrainingPlan, segment: Segment, device: torch.device, step: int) -> None:
-        self._tokens_per_step = recipe.train.global_batch * plan.manifest.seq_len
-        self._flops_per_token = training_flops_per_token(plan.config, plan.manifest.seq_len)
-        # The known peaks are bf16's, and the count is that of a whole backward pass.
-        comparable = recipe.train.precision == "bf16" and segment.trained == "all"
-        peak = peak_flops(device) if comparable else None
+        self._config, self._seq_len = plan.config, plan.manifest.seq_len
+        self._tokens_per_step = recipe.train.global_batch * self._seq_len
+        self._skips = recipe.train.skip_halted
+        self._frozen_backbone = segment.trained == "gates"
+        # The known peaks are bf16's.
+        peak = peak_flops(device) if recipe.train.precision == "bf16" else None
         self._peak = peak * plan.world_size if peak else None
         self.restart(step)
 
     def restart(self, step: int) -> None:
         self._began, self._began_step = time.monotonic(), step
 
-    def lap(self, step: int) -> dict[str, float]:
+    def lap(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         seconds = (time.monotonic() - self._began) / (step - self._began_step)
         tokens_per_second = self._tokens_per_step / seconds
         self.restart(step)
         speed = {"speed/tokens_per_second": tokens_per_second, "speed/step_seconds": seconds}
         if self._peak:
-            speed["speed/mfu"] = tokens_per_second * self._flops_per_token / self._peak
+            flops = training_flops_per_token(
+                self._config,
+                self._seq_len,
+                _depth_histogram(metrics, self._config.max_passes) if self._skips else None,
+                frozen_backbone=self._frozen_backbone,
+            )
+            speed["speed/mfu"] = tokens_per_second * flops / self._peak
         return speed
+
+
+def _depth_histogram(metrics: dict[str, float], passes: int) -> list[float]:
+    """Share of the tokens at depth 1, 2, ..., `passes`, from a step's metrics."""
+    active = [metrics[f"depth/keep_ratio_pass_{i + 1}"] for i in range(passes)] + [0.0]
+    return [here - after for here, after in pairwise(active)]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

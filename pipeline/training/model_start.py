@@ -18,7 +18,8 @@ from pipeline.recipe import Architecture, Recipe
 
 
 def model_config(recipe: Recipe) -> AdaPonderConfig:
-    """The network's configuration; `UserError` when the backbone cannot be read or is no GPT-NeoX."""
+    """The network's configuration; `UserError` when the backbone cannot be read, is no GPT-NeoX or does not go with the
+    model section."""
     backbone = recipe.model.backbone
     if isinstance(backbone, Architecture):
         base = GPTNeoXConfig(
@@ -34,7 +35,10 @@ def model_config(recipe: Recipe) -> AdaPonderConfig:
         )
     else:
         base = _published_config(backbone)
-    return AdaPonderConfig.from_gpt_neox(base, **_adaponder_fields(recipe, base.hidden_size))
+    try:
+        return AdaPonderConfig.from_gpt_neox(base, **_adaponder_fields(recipe, base.hidden_size))
+    except ValueError as error:  # of a backbone by name the recipe alone does not know enough
+        raise UserError(f"model: {_first_line(error)}") from error
 
 
 def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
@@ -56,6 +60,8 @@ def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
 def _adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
     section = recipe.model
     return {
+        # An AdaPonder's own folder may say otherwise; every phase sets it anew.
+        "halting": "masked",
         "max_passes": section.max_passes,
         "halt_threshold": section.halt_threshold,
         "gate_on_last_pass": section.gate_on_last_pass,
@@ -65,6 +71,7 @@ def _adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
         "embed_scale": math.sqrt(hidden_size) if section.scale_embeds else 1.0,
         "initial_embed_scale": section.initial_embed_scale,
         "gate_bias": section.gate_bias,
+        "mixture_top_k": section.mixture_top_k,
     }
 
 

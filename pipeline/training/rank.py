@@ -28,6 +28,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
 from pipeline.training.attempt import hold_run
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
+from pipeline.training.computation import describe_computation, set_computation
 from pipeline.training.engine import build_engine, engine_config, frozen_weights, set_optimizer_settings
 from pipeline.training.loop import train_segment
 from pipeline.training.metrics_file import MetricsFile
@@ -111,9 +112,12 @@ def _train_as_rank_0(recipe: Recipe, folder: RunFolder, attempt: int, resume: st
     write_json(folder.path / "deepspeed.json", engine_config(recipe, plan.world_size))
     remove_leftovers(folder.checkpoints)
     started = {"step": plan.first_step, "world_size": plan.world_size, "recipe_hash": recipe.hash()}
-    append_event(folder, "training_started", attempt=attempt, **started)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    computation = describe_computation(recipe, device)
+    append_event(folder, "training_started", attempt=attempt, **started, computation=computation)
     tracker = Tracker(folder, plan.manifest_hash, attempt)
-    console.print(f"train: {plan.world_size} ranks over {dist.get_backend()}")
+    told = "; ".join(f"{name}: {value}" for name, value in computation.items())
+    console.print(f"train: {plan.world_size} ranks over {dist.get_backend()}; {told}")
     try:
         tracker.start()
         with (
@@ -156,6 +160,7 @@ def _run_segments(recipe: Recipe, folder: RunFolder, plan: TrainingPlan, hooks: 
             resumed = checkpoint is not None and checkpoint.state.trained == segment.trained
             # After a change of the trained set the weights go on and the optimizer starts anew.
             model = load_model(checkpoint) if checkpoint and not resumed else start_model(recipe)
+            set_computation(model, recipe)
             frozen = frozen_weights(recipe, model, segment.trained) if rank == 0 else {}
             if frozen and resumed and checkpoint:
                 frozen = load_file(checkpoint.path / FROZEN_FILE)

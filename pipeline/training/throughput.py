@@ -1,16 +1,17 @@
 """How much arithmetic a step is, and what share of the chip that is (MFU).
 
-Counted honestly (method section 7): vocabulary head, mixture and gates are in, and training runs every pass for every
-token whatever halts, so depth does not enter here.
+Counted honestly (method section 7): vocabulary head, mixture and gates are in (`pipeline/model/flops.py`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
 from pipeline.model import AdaPonderConfig
+from pipeline.model.flops import mean_keys, training_work
 
 PEAK_FLOPS_BF16 = {
     # Dense bf16 peaks from the vendors' data sheets, FLOP/s for a device as torch counts them (MI250: one of its dies).
@@ -29,16 +30,23 @@ PEAK_FLOPS_BF16 = {
 }
 
 
-def training_flops_per_token(config: AdaPonderConfig, seq_len: int) -> float:
-    """Floating-point operations that training spends on a token: 2 for each multiply-accumulate, x 3 with backward."""
-    hidden, passes = config.hidden_size, config.max_passes
-    gated = passes if config.gate_on_last_pass else passes - 1
-    transformer = config.num_hidden_layers * (4 * hidden**2 + 2 * hidden * config.intermediate_size)
-    attention = config.num_hidden_layers * seq_len * hidden
-    head = mixture = config.vocab_size * hidden
-    gate = 4 * hidden**2 + 4 * hidden
-    macs = passes * (transformer + attention + head) + (passes - 1) * mixture + gated * gate
-    return 2.0 * 3.0 * macs
+def training_flops_per_token(
+    config: AdaPonderConfig,
+    seq_len: int,
+    depth_histogram: Sequence[float] | None = None,
+    *,
+    frozen_backbone: bool = False,
+) -> float:
+    """Floating-point operations that the gradients need for a token: 2 for each multiply-accumulate.
+
+    What is recomputed to save memory is not in, as in every model FLOPs utilisation. depth_histogram: tokens at depth
+    1..K, where training skips halted tokens inside a pass; None: every pass runs for every token. frozen_backbone: the
+    gates alone are trained.
+    """
+    work = training_work(
+        config, mean_keys(seq_len), depth_histogram, frozen_backbone=frozen_backbone, chunked_mixture=True
+    )
+    return 2.0 * work.model.total
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -1,32 +1,12 @@
-"""Losses from logits, against the definitions."""
+"""Perplexity and bits a byte, against the definitions."""
 
 import math
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.perplexity import bits_per_byte, perplexity, token_nll
-
-
-@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 6), st.integers(2, 9))
-@settings(max_examples=20, deadline=None)
-def test_nll_is_minus_the_log_probability_of_the_label(seed, rows, tokens, vocabulary):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, tokens, vocabulary, generator=generator)
-    labels = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
-    hidden = torch.rand(rows, tokens, generator=generator) < 0.3
-    nll = token_nll(logits, labels.masked_fill(hidden, -100))
-    expected = -logits.softmax(-1).gather(-1, labels[..., None]).squeeze(-1).log()
-    assert torch.allclose(nll, expected.masked_fill(hidden, 0.0), atol=1e-5)
-
-
-def test_half_precision_logits_are_judged_in_fp32():
-    logits = torch.randn(1, 3, 50_000).bfloat16()
-    nll = token_nll(logits, torch.tensor([[1, 2, 3]]))
-    assert nll.dtype == torch.float32
-    assert torch.allclose(nll, token_nll(logits.float(), torch.tensor([[1, 2, 3]])))
+from pipeline.evaluation.perplexity import bits_per_byte, perplexity
 
 
 def test_a_uniform_guess_over_bytes_costs_eight_bits_a_byte():

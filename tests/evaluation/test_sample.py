@@ -32,6 +32,23 @@ def test_depths_are_those_of_one_forward_over_the_text(model, tokenizer):
     assert [piece.depth for piece in sample.pieces] == expected
 
 
+def test_the_text_is_the_plain_paths_without_a_cache(model, tokenizer):
+    sample = generate_sample(model, tokenizer, "token passes gate", 20, seed=3)
+    assert model.config.halting == "masked", "the network is as it was"
+    inputs = tokenizer("token passes gate", add_special_tokens=False, return_tensors="pt")
+    torch.manual_seed(3)
+    plain = model.generate(
+        **inputs,
+        max_new_tokens=20,
+        do_sample=True,
+        top_k=50,
+        use_cache=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    assert [token for piece in sample.pieces for token in piece.tokens] == plain[0].tolist()
+
+
 def test_the_tokenizers_end_of_text_mark_ends_the_text(run, model):
     tokenizer = AutoTokenizer.from_pretrained(run.shards / "tokenizer")
     long = [token for piece in generate_sample(model, tokenizer, "gate", 12, seed=3).pieces for token in piece.tokens]

@@ -68,6 +68,8 @@ def test_every_field_survives_the_file(tmp_path) -> None:
         "initial_embed_scale": 3.0,
         "gate_bias": -4.0,
         "gate_output_std": 0.0,
+        "mixture_top_k": 7,
+        "vocabulary_chunk_tokens": 0,
     }
     assert set(other_than_default) == AdaPonderConfig.ponder_fields()
     tiny_config(**other_than_default).save_pretrained(tmp_path)
@@ -96,7 +98,7 @@ def test_from_gpt_neox_takes_the_backbone_and_nothing_else() -> None:
         assert getattr(config, name) == getattr(backbone, name)
     assert config.rope_parameters == backbone.rope_parameters
     assert config.rope_parameters is not backbone.rope_parameters
-    assert (config.max_passes, config.gate_bias, config.use_cache) == (2, -4.0, False)
+    assert (config.max_passes, config.gate_bias) == (2, -4.0)
     assert config.architectures is None
     assert not hasattr(config, "auto_map")
 

@@ -77,10 +77,3 @@ def test_names_are_gpt_neoxs_with_the_gates_beside_them(model: AdaPonderForCausa
         for layer in ("dense_h_to_4h", "logit")
         for kind in ("weight", "bias")
     }
-
-
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
-def test_recomputing_activations_layer_by_layer_is_refused(model: AdaPonderForCausalLM) -> None:
-    """transformers' own way would switch K/V reuse off in silence."""
-    with pytest.raises(ValueError, match="checkpointing"):
-        model.gradient_checkpointing_enable()

@@ -1,9 +1,13 @@
 """What a card and its provenance claim of a network's origin."""
 
+from pathlib import Path
+
 import pytest
 
+from pipeline.model import AdaPonderConfig
 from pipeline.recipe_reader import parse_recipe
-from pipeline.release.model_card import base_model, hub_backbone
+from pipeline.release.export import model_files
+from pipeline.release.model_card import _decoding, base_model, hub_backbone
 from pipeline.release.provenance import command_without_folders, without_folders
 from tests.conftest import tiny_recipe
 
@@ -75,3 +79,22 @@ def test_a_published_recipe_names_no_folder_of_the_machine():
 )
 def test_a_published_command_names_no_folder_of_the_machine(command, expected):
     assert command_without_folders(command) == expected
+
+
+@pytest.mark.parametrize(("halting", "skipped"), [("skip", True), ("masked", False), ("none", False)])
+def test_a_card_says_how_generation_works(halting, skipped):
+    text = _decoding(AdaPonderConfig(halting=halting))
+    assert "decodes with a cache" in text
+    assert ("halted tokens are skipped" in text) == skipped
+    assert ("every token pays for all passes" in text) != skipped
+
+
+def test_the_code_of_a_release_is_what_loading_follows():
+    files = model_files()
+    names = {path.name for path in files}
+    for path in files:
+        for line in path.read_text().splitlines():
+            if line.startswith("from ."):
+                assert f"{line.split()[1][1:]}.py" in names, f"{path.name}: {line}"
+    assert {"modeling_adaponder.py", "configuration_adaponder.py"} <= names
+    assert len({path.parent for path in map(Path, files)}) == 1

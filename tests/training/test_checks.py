@@ -61,6 +61,7 @@ def test_a_sound_recipe_passes(runs, recipe, tmp_path):
         ("train.micro_batch=8", "not divisible by 2 ranks x train.micro_batch 8"),
         ("tokenize.seq_len=16", "holds rows of 32 tokens, tokenize.seq_len says 16"),
         ("model.backbone=/no/such/folder", "no such checkpoint folder"),
+        ("train.attention=flex_attention", "torch cannot train with it on a CPU"),
         ("train.strategy=zero9", r"none of the shipped strategies \(zero0, zero1, zero2, zero3\)"),
         ("data.shards=/no/such/shards", r"manifest.json is missing"),
     ],
@@ -88,10 +89,11 @@ def test_a_published_backbone_limits_rows_and_vocabulary(runs, recipe, tmp_path)
     for name, numbers, told in (
         ("short", {"vocab_size": 304, "max_position_embeddings": 16}, "max_position_embeddings 16"),
         ("small", {"vocab_size": 200, "max_position_embeddings": 64}, "300 entries"),
+        ("tiny", {"vocab_size": 3, "max_position_embeddings": 64}, "mixture_top_k is 4: the vocabulary has 3 entries"),
     ):
         write_json(tmp_path / name / "config.json", {**config, **numbers})
         with pytest.raises(UserError, match=told):
-            check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / name}"])
+            check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / name}", "model.mixture_top_k=4"])
     write_json(tmp_path / "llama" / "config.json", {"model_type": "llama"})
     with pytest.raises(UserError, match="is a llama, not a GPT-NeoX"):
         check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / 'llama'}"])
@@ -136,8 +138,21 @@ def test_a_run_is_not_continued_as_another(runs, recipe, shards, tmp_path, overr
 
 def test_what_may_change_in_mid_run(runs, recipe, shards, tmp_path):
     pretend_checkpoint(tmp_path, recipe, shards)
-    plan = check(runs, recipe, tmp_path, ["train.phases.1.steps=30", "train.checkpoint_every_steps=7"])
+    changed = ["train.phases.1.steps=30", "train.checkpoint_every_steps=7"]
+    changed += ["train.activation_checkpointing=pass", "train.vocabulary_chunk_tokens=0", "train.attention=eager"]
+    plan = check(runs, recipe, tmp_path, [*changed, "train.skip_halted=true"])
     assert plan.first_step == 20
+
+
+def test_a_run_goes_on_that_was_begun_before_a_field_was_there(runs, recipe, shards, tmp_path):
+    state_file = pretend_checkpoint(tmp_path, recipe, shards) / STATE_FILE
+    state = json.loads(state_file.read_text())
+    del state["recipe"]["model"]["mixture_top_k"]
+    write_json(state_file, state)
+    write_json(state_file.parent / MARKER, {"files": {STATE_FILE: state_file.stat().st_size}})
+    assert check(runs, recipe, tmp_path).first_step == 20
+    with pytest.raises(UserError, match=r"model.mixture_top_k 0 -> 8"):
+        check(runs, recipe, tmp_path, ["model.mixture_top_k=8"])
 
 
 def test_other_shards_another_world_and_resume_never_are_refused(runs, recipe, shards, tmp_path):

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from pipeline.recipe_reader import read_recipe
-from pipeline.training.engine import engine_config, frozen_weights, parameter_groups, set_optimizer_settings
+from pipeline.training.engine import (
+    engine_config,
+    frozen_weights,
+    parameter_groups,
+    set_halting,
+    set_optimizer_settings,
+)
 from pipeline.training.model_start import start_model
 
 
@@ -73,3 +79,19 @@ def test_frozen_weights_are_copied_only_where_they_would_be_rounded(model):
     frozen = frozen_weights(bf16, model, "gates")
     assert set(frozen) == {name for name, _ in model.named_parameters() if not name.startswith("gates.")}
     assert all(weight.dtype == torch.float32 for weight in frozen.values())
+
+
+def test_a_phase_halts_by_masks_or_by_skipping(model):
+    class Engine:
+        module = model
+
+    pondering, halting = read_recipe("quickstart").train.phases
+    for phase, skip, expected in (
+        (pondering, False, "none"),
+        (pondering, True, "none"),
+        (halting, False, "masked"),
+        (halting, True, "skip"),
+        (halting, False, "masked"),
+    ):
+        set_halting(Engine, phase, skip)  # type: ignore[arg-type] - it has what is used
+        assert model.config.halting == expected

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.model import AdaPonderConfig
+from pipeline.model.flops import mean_keys
 from pipeline.recipe_reader import read_recipe
 from pipeline.training.model_start import start_model
 from pipeline.training.throughput import peak_flops, peak_of, training_flops_per_token
@@ -28,15 +30,30 @@ def test_no_cpu_has_a_known_peak():
     assert peak_flops(torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize("passes", [1, 3])
-def test_the_count_agrees_with_torch_s(passes):
+@pytest.mark.parametrize(("passes", "frozen"), [(4, False), (1, False), (3, True)])
+def test_the_count_agrees_with_torch_s(passes, frozen):
+    torch.set_num_threads(1)
     recipe = read_recipe("quickstart", [f"model.max_passes={passes}"])
     model = start_model(recipe).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("gates.") or not frozen
     model.set_attn_implementation("eager")  # the counter knows plain matrix products
-    tokens = torch.randint(0, 4096, (2, 129))
+    model.config.vocabulary_chunk_tokens = 0  # recomputed logits are no part of the model's work
+    tokens = torch.randint(0, 4096, (1, 129))
     with FlopCounterMode(display=False) as counter:
         model(tokens[:, :-1], shift_labels=tokens[:, 1:]).loss.backward()
     # Causal attention is counted as the half that is needed; the counter sees the whole square.
     config = model.config
-    square = 2 * 3 * passes * config.num_hidden_layers * 128 * config.hidden_size
-    assert counter.get_total_flops() / 256 == pytest.approx(training_flops_per_token(config, 128) + square, rel=0.02)
+    products = 2 * (passes + 2 * (passes - frozen))
+    square = 2 * products * config.num_hidden_layers * config.hidden_size * (128 - mean_keys(128))
+    flops = training_flops_per_token(config, 128, frozen_backbone=frozen)
+    assert counter.get_total_flops() / 128 == pytest.approx(flops + square, rel=0.001)
+
+
+def test_halted_tokens_that_training_skips_are_no_work():
+    config = AdaPonderConfig(vocab_size=4096, hidden_size=128, intermediate_size=512, num_hidden_layers=4)
+    full = training_flops_per_token(config, 128)
+    assert training_flops_per_token(config, 128, [0, 0, 0, 7]) == pytest.approx(full)
+    gates = 6 * 3 * (4 * 128**2 + 4 * 128)
+    single = 6 * (4 * (12 * 128**2 + 129 * 128) + 4096 * 128)
+    assert training_flops_per_token(config, 128, [1, 0, 0, 0]) == pytest.approx(single + gates)

@@ -116,6 +116,19 @@ def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
     assert (runs.checkpoints(recipe["name"]) / "latest").read_text() == "step-00000020\n"
 
 
+def test_saving_memory_and_skipping_change_nothing_and_are_told(unbroken, runs, recipe):
+    recipe["train"] |= {"activation_checkpointing": "layer", "vocabulary_chunk_tokens": 9, "skip_halted": True}
+    done = runs.adaponder("train", recipe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert largest_difference(unbroken[1], runs.metrics(recipe["name"])) < 1e-4
+    folder = runs.root / recipe["name"]
+    assert "activation checkpointing: layer; cross entropy: chunks of 9 tokens" in done.stdout
+    started = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
+    assert started["computation"]["halted tokens"] == "skipped, with sdpa"
+    config = json.loads((folder / "checkpoints/step-00000020/config.json").read_text())
+    assert (config["halting"], config["vocabulary_chunk_tokens"]) == ("masked", 9)
+
+
 @pytest.mark.parametrize("strategy", ["zero1", "zero3"])
 def test_gates_alone_and_then_everything_in_bf16(runs, recipe, strategy):
     recipe["train"] |= {"strategy": strategy, "precision": "bf16"}

@@ -1,0 +1,117 @@
+"""How a benchmark measures: the sides in turn, several rounds, ratios round by round; one JSON line an item."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every benchmark can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--shape", default="70m", help="70m, 410m, 1.4b or 2.8b: Pythia's sizes, with random weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each side, at least 5")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="file that the lines go to as well; replaced when all are done")
+    return parser
+
+
+def interleaved(sides: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every run by side. One round runs each side once, in an order that turns; a first one is not counted.
+
+    On a machine that others use, what a slow minute does to one side it does to all.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds + 1):
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        for name in turned:
+            _wait(device)
+            began = time.perf_counter()
+            sides[name]()
+            _wait(device)
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and extremes."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    numbers = {"median": middle, "quartile_1": low, "quartile_3": high, "min": min(values), "max": max(values)}
+    return {name: round(value, 5) for name, value in numbers.items()} | {"runs": len(values)}
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs."""
+    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    here: dict[str, Any] = {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    if torch.cuda.is_available():
+        here["gpu"] = torch.cuda.get_device_name()
+    return here
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+class Report:
+    """The lines of one benchmark: printed as they come, kept in a file when all of them are there."""
+
+    def __init__(self, benchmark: str, chosen: argparse.Namespace, sizes: dict[str, Any]) -> None:
+        if chosen.rounds < 5:
+            raise SystemExit(f"--rounds {chosen.rounds}: at least 5, or there is no spread to show")
+        self._head = {
+            "benchmark": benchmark,
+            "machine": machine(),
+            "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "transformers")},
+            "sizes": {"shape": chosen.shape, "dtype": chosen.dtype, "device": chosen.device} | sizes,
+        }
+        self._output: Path | None = chosen.output
+        self._lines: list[str] = []
+
+    def line(self, item: str, **figures: Any) -> None:
+        text = json.dumps(self._head | {"item": item} | figures)
+        self._lines.append(text)
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Write the file, whole or not at all."""
+        if self._output is not None:
+            beside = self._output.with_suffix(".part")
+            beside.write_text("[\n" + ",\n".join(self._lines) + "\n]\n", encoding="utf-8")
+            beside.replace(self._output)
+            print(f"{self._output}: {len(self._lines)} items", file=sys.stderr)

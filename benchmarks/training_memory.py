@@ -1,0 +1,86 @@
+"""Peak memory of a training step over weights and optimizer states.
+
+    python -m benchmarks.training_memory
+
+On a GPU the allocator counts. On a CPU the kernel does (resident memory and its peak, Linux): the C library is told to
+give every large block back at once, so that what it keeps for later is not taken for what the step needs. Gradients are
+in the figure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measurement import Report, arguments, ratios, spread
+from benchmarks.training_sides import CHUNK, SIDES, SINGLE, SINGLE_CHUNKED, training_steps
+
+BOUNDS = {"logits in chunks": 0.4}
+CHECKPOINTED_BOUND = 1.4
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's names for its parameters
+
+
+def main() -> None:
+    parser = arguments("Peak memory of a training step.")
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens a row")
+    chosen = parser.parse_args()
+    if not chosen.device.startswith("cuda"):
+        library = ctypes.CDLL(None)
+        if not (library.mallopt(_MMAP_THRESHOLD, 1 << 16) and library.mallopt(_TRIM_THRESHOLD, 1 << 16)):
+            raise SystemExit("the C library does not take mallopt: memory cannot be measured on this system")
+    steps = training_steps(chosen)
+    peaks: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(chosen.rounds + 1):
+        for name, step in steps.items():
+            peak = _peak_of(step, chosen.device) / 1e6
+            if number:  # the first step of each makes the optimizer's states
+                peaks[name].append(peak)
+
+    report = Report("training_memory", chosen, {"rows": chosen.rows, "tokens": chosen.tokens, "chunk_tokens": CHUNK})
+    for name in [*SIDES, SINGLE, SINGLE_CHUNKED]:
+        bounds = {"bound_over_all_logits_at_once": BOUNDS[name]} if name in BOUNDS else {}
+        if "layers" in name or "passes" in name:
+            bounds["bound_over_single_pass"] = CHECKPOINTED_BOUND
+        report.line(
+            name,
+            peak_megabytes=spread(peaks[name]),
+            memory_over_all_logits_at_once=spread(ratios(peaks[name], peaks["all logits at once"])),
+            memory_over_single_pass=spread(ratios(peaks[name], peaks[SINGLE])),
+            memory_over_single_pass_in_chunks=spread(ratios(peaks[name], peaks[SINGLE_CHUNKED])),
+            **bounds,
+        )
+    report.close()
+
+
+def _peak_of(step: Callable[[], None], device: str) -> int:
+    """Bytes at the step's peak over those before it."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from now
+    before = _resident("VmRSS")
+    step()
+    return _resident("VmHWM") - before
+
+
+def _resident(which: str) -> int:
+    """Bytes: VmRSS now, VmHWM at the peak."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {which}: memory is measured on Linux only")
+
+
+if __name__ == "__main__":
+    main()
