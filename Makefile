@@ -30,13 +30,20 @@ install: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pipeline.recipe_doc > docs/recipe.md
 
-# About half an hour on a machine with nothing else to do; then README.md's table is that machine's.
+# Half an hour on a machine with nothing else to do; then README.md's table is that machine's. Learned halting is measured
+# too where there is a released folder: the quickstart's, or make bench MODEL=... TEXT=...
+MODEL ?= $(patsubst %/config.json,%,$(wildcard runs/quickstart/release/config.json))
+LEARNED = --model $(MODEL) $(if $(TEXT),--text $(TEXT),)
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.prefill --output benchmarks/results/prefill.json
+	$(BIN)/python -m benchmarks.prefill --rounds 5 --output benchmarks/results/prefill.json
 	$(BIN)/python -m benchmarks.decode --output benchmarks/results/decode-1-row.json
 	$(BIN)/python -m benchmarks.decode --rows 8 --output benchmarks/results/decode-8-rows.json
 	$(BIN)/python -m benchmarks.training_step --rounds 5 --output benchmarks/results/training_step.json
 	$(BIN)/python -m benchmarks.training_memory --rounds 5 --output benchmarks/results/training_memory.json
+ifneq ($(MODEL),)
+	$(BIN)/python -m benchmarks.prefill $(LEARNED) --output benchmarks/results/prefill-learned.json
+	$(BIN)/python -m benchmarks.decode $(LEARNED) --output benchmarks/results/decode-learned.json
+endif
 	$(BIN)/python -m benchmarks.table
 
 # The stamp is newer than what it was made from, so a second call installs nothing.

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -16,31 +17,55 @@ from typing import Any
 
 import torch
 
+from benchmarks.shapes import MAX_PASSES, SHAPES
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """What every benchmark can be told."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shape", default="70m", help="70m, 410m, 1.4b or 2.8b: Pythia's sizes, with random weights")
+    parser.add_argument("--shape", default="70m", choices=SHAPES, help="Pythia's sizes, with random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7, help="runs of each side, at least 5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="file that the lines go to as well; replaced when all are done")
     return parser
 
 
+def learned_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where learned halting is measured too."""
+    parser.add_argument(
+        "--model", help="a released folder, in place of --shape; its gates decide where no depth is imposed"
+    )
+    parser.add_argument("--text", help="file that --model reads with its tokenizer; random tokens without it")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; a bad one ends with a line and exit code 2, before anything is measured."""
+    chosen = parser.parse_args()
+    if chosen.rounds < 5:
+        parser.error(f"--rounds {chosen.rounds}: at least 5, or there is no spread to show")
+    for mean in getattr(chosen, "mean_depths", []):
+        if not 1 <= mean <= MAX_PASSES:
+            parser.error(f"--mean-depths {mean}: between 1 and {MAX_PASSES}")
+    if getattr(chosen, "text", None) and not chosen.model:
+        parser.error(f"--text {chosen.text}: its tokenizer is that of --model, which is not given")
+    if chosen.output is not None:
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
 def interleaved(sides: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every run by side. One round runs each side once, in an order that turns; a first one is not counted.
+    """Seconds of every run by side. One round runs each side once, in an order of its own; a first one is not counted.
 
     On a machine that others use, what a slow minute does to one side it does to all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
+    names, orders = list(sides), random.Random(0)
     for number in range(rounds + 1):
-        turned = names[number % len(names) :] + names[: number % len(names)]
-        for name in turned:
+        for name in orders.sample(names, len(names)):
             _wait(device)
             began = time.perf_counter()
             sides[name]()
@@ -92,8 +117,6 @@ class Report:
     """The lines of one benchmark: printed as they come, kept in a file when all of them are there."""
 
     def __init__(self, benchmark: str, chosen: argparse.Namespace, sizes: dict[str, Any]) -> None:
-        if chosen.rounds < 5:
-            raise SystemExit(f"--rounds {chosen.rounds}: at least 5, or there is no spread to show")
         self._head = {
             "benchmark": benchmark,
             "machine": machine(),

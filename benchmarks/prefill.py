@@ -7,13 +7,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from benchmarks.measurement import Report, arguments, interleaved, ratios, spread
-from benchmarks.shapes import config_of, depths_of_mean, histogram, network
-from pipeline.model import AdaPonderForCausalLM
+from benchmarks.measurement import Report, arguments, interleaved, learned_arguments, parsed, ratios, spread
+from benchmarks.shapes import config_of, depths_of_mean, histogram, network, released, tokens_of
 from pipeline.model.flops import inference_work, mean_keys
 
 
@@ -22,19 +19,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512, help="tokens a row")
     parser.add_argument("--mean-depths", type=float, nargs="+", default=[1.5, 2.5, 3.2, 3.8])
-    parser.add_argument(
-        "--model", help="a released folder: its learned gates decide, on random tokens it does not know"
-    )
-    parser.add_argument("--text", help="file of text for --model, read with its tokenizer")
-    chosen = parser.parse_args()
-    if chosen.model:
-        model: Any = AdaPonderForCausalLM.from_pretrained(chosen.model)
-        model = model.to(device=chosen.device, dtype=getattr(torch, chosen.dtype)).eval()
-        chosen.shape = f"released, hidden size {model.config.hidden_size}"
-    else:
-        model = network(config_of(chosen.shape), chosen)
+    learned_arguments(parser)
+    chosen = parsed(parser)
+    model = released(chosen) if chosen.model else network(config_of(chosen.shape), chosen)
     passes, shape = model.config.max_passes, (chosen.rows, chosen.tokens)
-    tokens = _tokens(chosen, model, shape)
+    tokens = tokens_of(chosen, model, shape)
 
     def side(halting: str, depths: torch.Tensor | None, cached: bool = True):
         def run() -> torch.Tensor:
@@ -82,23 +71,6 @@ def main() -> None:
             bound=1.03,
         )
     report.close()
-
-
-def _tokens(chosen: Any, model: Any, shape: tuple[int, int]) -> torch.Tensor:
-    """int64 [rows, tokens] of the text given, or drawn at random."""
-    count = shape[0] * shape[1]
-    if chosen.text:
-        from transformers import AutoTokenizer
-
-        with open(chosen.text, encoding="utf-8") as file:
-            ids = AutoTokenizer.from_pretrained(chosen.model)(file.read())["input_ids"]
-        if len(ids) < count:
-            raise SystemExit(
-                f"--text {chosen.text}: {len(ids)} tokens, {count} are wanted: a longer text or fewer rows"
-            )
-        return torch.tensor(ids[:count]).view(shape).to(chosen.device)
-    generator = torch.Generator().manual_seed(chosen.seed)
-    return torch.randint(1, model.config.vocab_size, shape, generator=generator).to(chosen.device)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 
+MAX_PASSES = 4
 SHAPES = {
     # hidden size, layers, heads (Pythia, arXiv 2304.01373, table 1); "tiny" is for trying a benchmark out.
     "tiny": (64, 2, 2),
@@ -20,9 +23,7 @@ SHAPES = {
 
 
 def config_of(shape: str, **fields: Any) -> AdaPonderConfig:
-    """The configuration of a shape; `fields` of GPT-NeoX or of the method beside."""
-    if shape not in SHAPES:
-        raise SystemExit(f"--shape {shape}: it must be one of {', '.join(SHAPES)}")
+    """The configuration of one of `SHAPES`; `fields` of GPT-NeoX or of the method beside."""
     hidden, layers, heads = SHAPES[shape]
     sizes = {
         "vocab_size": 50304,
@@ -44,6 +45,39 @@ def network(config: AdaPonderConfig, chosen: Any) -> Any:
     torch.manual_seed(chosen.seed)
     model: Any = AdaPonderForCausalLM(config)
     return model.to(device=chosen.device, dtype=getattr(torch, chosen.dtype)).eval()
+
+
+def released(chosen: Any) -> Any:
+    """The network in the folder `chosen.model`, skipping; a line and exit code 2 where it has nothing to skip."""
+    try:
+        model: Any = AdaPonderForCausalLM.from_pretrained(chosen.model)
+    except (OSError, ValueError) as error:
+        print(f"--model {chosen.model}: {str(error).splitlines()[0]}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if not (model.config.halts and model.config.kv_reuse and model.config.freeze_halted):
+        print(
+            f"--model {chosen.model}: no token of it halts, or a halted one changes: nothing to skip", file=sys.stderr
+        )
+        raise SystemExit(2)
+    chosen.shape = f"released, hidden size {model.config.hidden_size}"
+    return model.to(device=chosen.device, dtype=getattr(torch, chosen.dtype)).eval()
+
+
+def tokens_of(chosen: Any, model: Any, shape: tuple[int, int]) -> torch.Tensor:
+    """int64 of `shape`: the first tokens of the file `chosen.text`, or random ones where there is no such text."""
+    count = shape[0] * shape[1]
+    if chosen.text:
+        with open(chosen.text, encoding="utf-8") as file:
+            ids = AutoTokenizer.from_pretrained(chosen.model)(file.read())["input_ids"]
+        if len(ids) < count:
+            print(
+                f"--text {chosen.text}: {len(ids)} tokens, {count} wanted: a longer text, or fewer rows",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        return torch.tensor(ids[:count]).view(shape).to(chosen.device)
+    generator = torch.Generator().manual_seed(chosen.seed)
+    return torch.randint(1, model.config.vocab_size, shape, generator=generator).to(chosen.device)
 
 
 def depths_of_mean(mean: float, max_passes: int, count: int, seed: int) -> torch.Tensor:

@@ -21,6 +21,16 @@ RATIOS = {
     "time_over_all_logits_at_once": "time over all logits at once",
     "memory_over_all_logits_at_once": "memory over all logits at once",
     "memory_over_single_pass": "memory over a single pass",
+    "memory_over_single_pass_in_chunks": "memory over a single pass in chunks",
+}
+BOUNDS = {
+    "time_over_full_depth": "bound",
+    "time_over_masked": "bound",
+    "time_over_all_logits_at_once": "bound",
+    "cache_bytes_over_full_caches": "cache_bound",
+    "memory_over_all_logits_at_once": "bound_over_all_logits_at_once",
+    "memory_over_single_pass": "bound_over_single_pass",
+    "memory_over_single_pass_in_chunks": "bound_over_single_pass",
 }
 WORK = {
     "time_over_full_depth": ("multiply_accumulates_over_full_depth", "passes_run_over_full_depth"),
@@ -29,15 +39,14 @@ WORK = {
 
 
 def table(results: list[list[dict[str, Any]]]) -> str:
-    """A Markdown table: one row a ratio, with its quartiles and what the counting of work says."""
-    rows = ["| measured | item | ratio | median (quartiles) | by counting |", "| --- | --- | --- | --- | --- |"]
+    """A Markdown table: one row a ratio, with its quartiles, the bound it is to keep, and what counting work says."""
+    rows = ["| measured | item | ratio | median (quartiles) | at most | by counting |", "| --- " * 6 + "|"]
     for lines in results:
         for line in lines:
             for field, words in RATIOS.items():
                 if field in line and not _is_itself(line, field):
-                    rows.append(
-                        f"| {_title(line)} | {line['item']} | {words} | {_value(line[field])} | {_work(line, field)} |"
-                    )
+                    cells = (_title(line), line["item"], words, _value(line[field]), _bound(line, field))
+                    rows.append(f"| {' | '.join(cells)} | {_work(line, field)} |")
     return "\n".join(rows)
 
 
@@ -59,6 +68,14 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.3f} ({value['quartile_1']:.3f} to {value['quartile_3']:.3f})"
     return f"{value:.3f}"
+
+
+def _bound(line: dict[str, Any], field: str) -> str:
+    bound = line.get(BOUNDS[field])
+    if bound is None:
+        return ""
+    value = line[field]["median"] if isinstance(line[field], dict) else line[field]
+    return f"{bound:.3f}" if value <= bound else f"{bound:.3f}: **not kept**"
 
 
 def _work(line: dict[str, Any], field: str) -> str:

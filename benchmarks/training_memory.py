@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measurement import Report, arguments, ratios, spread
-from benchmarks.training_sides import CHUNK, SIDES, SINGLE, SINGLE_CHUNKED, training_steps
+from benchmarks.measurement import Report, arguments, parsed, ratios, spread
+from benchmarks.training_sides import CHUNK, SINGLE, SINGLE_CHUNKED, training_steps
 
-BOUNDS = {"logits in chunks": 0.4}
+BOUNDS = {"logits in chunks, activation functions recomputed": 0.4}
 CHECKPOINTED_BOUND = 1.4
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's names for its parameters
 
@@ -28,21 +28,20 @@ def main() -> None:
     parser = arguments("Peak memory of a training step.")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a row")
-    chosen = parser.parse_args()
+    parser.add_argument("--all", action="store_true", help="every kind of activation checkpointing")
+    chosen = parsed(parser)
     if not chosen.device.startswith("cuda"):
         library = ctypes.CDLL(None)
         if not (library.mallopt(_MMAP_THRESHOLD, 1 << 16) and library.mallopt(_TRIM_THRESHOLD, 1 << 16)):
             raise SystemExit("the C library does not take mallopt: memory cannot be measured on this system")
-    steps = training_steps(chosen)
+    steps = training_steps(chosen, single_pass=True)
     peaks: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(chosen.rounds + 1):
+    for _ in range(chosen.rounds):
         for name, step in steps.items():
-            peak = _peak_of(step, chosen.device) / 1e6
-            if number:  # the first step of each makes the optimizer's states
-                peaks[name].append(peak)
+            peaks[name].append(_peak_of(step, chosen.device) / 1e6)
 
     report = Report("training_memory", chosen, {"rows": chosen.rows, "tokens": chosen.tokens, "chunk_tokens": CHUNK})
-    for name in [*SIDES, SINGLE, SINGLE_CHUNKED]:
+    for name in steps:
         bounds = {"bound_over_all_logits_at_once": BOUNDS[name]} if name in BOUNDS else {}
         if "layers" in name or "passes" in name:
             bounds["bound_over_single_pass"] = CHECKPOINTED_BOUND

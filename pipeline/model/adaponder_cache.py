@@ -18,8 +18,8 @@ import torch
 from transformers import Cache
 
 GROWTH = 32
-"""A segment that is full grows by a 32nd of its length: that much memory is spare at most, and an entry is copied 32
-times at most."""
+"""A segment that is full grows by a 32nd of its length, and by 8 entries at least: that much is spare, and an entry is
+copied about 32 times in a long text."""
 
 
 class Segment:
@@ -52,7 +52,9 @@ class Segment:
     def _reserve(self, like: torch.Tensor, num_rows: int) -> torch.Tensor:
         layers, both, _, heads, size = like.shape
         capacity = 0 if self.store is None else self.store.shape[4]
-        if self.store is None or self.length > capacity:
+        # A store of inference mode cannot be written to outside of it, as where generate() goes on with it.
+        frozen = self.store is not None and self.store.is_inference() and not torch.is_inference_mode_enabled()
+        if self.store is None or self.length > capacity or frozen:
             spare = 0 if self.store is None else max(8, self.length // GROWTH)
             grown = like.new_empty(layers, both, num_rows, heads, self.length + spare, size)
             if self.store is not None:
@@ -115,12 +117,14 @@ class AdaPonderCache(Cache):
         """Add n tokens a row, of depths int64 [B, n].
 
         passes: for each pass run the flat places (int64 [m], ascending, in B * n; None: all) of the tokens that took
-        part and their entries [L, 2, m, H, D].
+        part and their entries [L, 2, m, H, D]; the list is emptied.
         """
         num_rows, n = depths.shape
         flat = depths.flatten()
         places = torch.arange(num_rows * n, device=depths.device)
-        for i, (index, entries) in enumerate(passes):
+        for i in range(len(passes)):
+            index, entries = passes[i]
+            passes[i] = (None, entries[:, :, :0])  # given back when it is stored: two copies of all passes are too many
             rows = (places if index is None else index) // n
             halted = (flat if index is None else flat[index]) == i + 1
             count = int(halted.sum())

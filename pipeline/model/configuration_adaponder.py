@@ -19,8 +19,9 @@ PONDER_LOSS_ON = ("probability", "logit")
 class AdaPonderConfig(GPTNeoXConfig):
     """A GPT-NeoX (Pythia) network that is run up to `max_passes` times, with a gate between the passes.
 
-    `halting` may be changed on a living model (`model.config.halting = "none"`), as the phases of training do; every
-    other field is read when the model is built. A bad value raises a ValueError of one line.
+    `halting`, `vocabulary_chunk_tokens`, `mixture_top_k` and `halt_threshold` are read at every forward and may be
+    changed on a living model (`model.config.halting = "none"`), as the phases of training do; the others are read when
+    it is built. A bad value raises a ValueError of one line.
     """
 
     model_type = "adaponder"
@@ -83,10 +84,7 @@ class AdaPonderConfig(GPTNeoXConfig):
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 0")
         if self.mixture_top_k > self.vocab_size:
             raise ValueError(f"mixture_top_k is {self.mixture_top_k}: the vocabulary has {self.vocab_size} entries")
-        if self.halting == "skip" and not (self.kv_reuse and self.freeze_halted):
-            raise ValueError(
-                "halting is skip: it needs kv_reuse and freeze_halted, which leave a halted token as it is"
-            )
+        self.check_skipping()
         if not 0 <= self.halt_threshold < 1:
             raise ValueError(f"halt_threshold is {self.halt_threshold!r}: it must be at least 0 and below 1")
         for name in ("embed_scale", "initial_embed_scale"):
@@ -96,6 +94,13 @@ class AdaPonderConfig(GPTNeoXConfig):
             raise ValueError(f"gate_output_std is {self.gate_output_std!r}: it must not be negative")
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is true: the method keeps lm_head and the embedding apart (P1)")
+
+    def check_skipping(self) -> None:
+        """Raises ValueError where halted tokens are to be skipped and yet to change."""
+        if self.skips and not (self.kv_reuse and self.freeze_halted):
+            raise ValueError(
+                "halting is skip: it needs kv_reuse and freeze_halted, so that halted tokens stay as they are"
+            )
 
     @property
     def halts(self) -> bool:

@@ -24,15 +24,24 @@ def serves_few_rows(rows: torch.Tensor, weight: torch.Tensor) -> bool:
         rows.ndim == 2
         and 0 < len(rows) <= FEW
         and weight.ndim == 2
-        and rows.device.type == "cpu"
+        and rows.device.type == weight.device.type == "cpu"
         and rows.dtype in (torch.float32, torch.float64)
         and not torch.is_grad_enabled()
     )
 
 
+def takes_few_rows(module: nn.Linear, rows: torch.Tensor) -> bool:
+    """Whether `few_rows_linear` computes `module(rows)` by itself.
+
+    Not where something stands in the module's place, or listens to it: an adapter, a quantised layer, a hook.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is nn.Linear and not hooks and serves_few_rows(rows, module.weight)
+
+
 def few_rows_linear(module: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """`module(rows)`, [m, out] from [m, in]."""
-    if not serves_few_rows(rows, module.weight):
+    if not takes_few_rows(module, rows):
         return module(rows)
     product = few_rows_by_transposed(rows, module.weight)
     return product if module.bias is None else product.add_(module.bias)

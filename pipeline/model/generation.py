@@ -49,6 +49,10 @@ class AdaPonderGenerationMixin(GenerationMixin):
         stock: Any = super()
         if not return_depths:
             return stock.generate(inputs, generation_config, *args, **kwargs)
+        if "logits_to_keep" in kwargs:
+            raise ValueError("return_depths and logits_to_keep are given: depths are noted where logits are")
+        if kwargs.get("assistant_model") is self:
+            raise ValueError("return_depths is given and the network is its own assistant: give another, or a copy")
         as_dict = kwargs.pop("return_dict_in_generate", None)
         if as_dict is None:
             as_dict = (generation_config or self.generation_config).return_dict_in_generate

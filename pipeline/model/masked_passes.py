@@ -25,12 +25,13 @@ def ponder_masked(model: Any, inputs: PonderInputs) -> Pondered:
     if position_ids is None:
         seen = 0 if inputs.cache is None else inputs.cache.get_seq_length()
         position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+    # Positions are kept from transformers here: where they start again, it would hide documents from each other.
     causal_mask = create_causal_mask(
         config=config,
         inputs_embeds=embeds,
         attention_mask=inputs.attention_mask,
         past_key_values=inputs.cache,
-        position_ids=inputs.position_ids,
+        position_ids=None,
     )
     position_embeddings = model.gpt_neox.rotary_emb(embeds, position_ids=position_ids)
 

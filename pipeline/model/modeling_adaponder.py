@@ -1,13 +1,12 @@
 """The network: one GPT-NeoX transformer run K times, with gates, monotone halting and K/V reuse (method sections 1-3).
 
-`AdaPonderModel` is one pass of the transformer; `AdaPonderForCausalLM` runs the passes and takes the loss. Two paths
+`AdaPonderForCausalLM` runs the passes (`transformer_pass.py` is one) and takes the loss. Two paths
 compute the same: `masked_passes.py` plainly, over all tokens, and `skipping_passes.py` for the tokens that are active.
 The state dictionary keeps GPT-NeoX's names, with the gates beside them, so that stock Pythia weights load as they are.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +14,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import initialization as init
-from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXPreTrainedModel, GPTNeoXRotaryEmbedding
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adaponder_cache import AdaPonderCache
-from .aligned_cache import AlignedLayer, FullPassCache, KeyValue
+from .aligned_cache import FullPassCache
 from .backbone import load_backbone
 from .configuration_adaponder import AdaPonderConfig
-from .gates import Gate, GateLogit
+from .gates import Gate
 from .generation import AdaPonderGenerationMixin
-from .layers import CHECKPOINTING, PonderLayer
+from .layers import CHECKPOINTING
 from .masked_passes import ponder_masked
 from .ponder_loss import ponder_loss
 from .pondering import PonderInputs
 from .skipping_passes import ponder_skipping
-from .vocabulary import PonderEmbedding, VocabularyHead
+from .transformer_pass import AdaPonderModel, AdaPonderPreTrainedModel
+from .vocabulary import VocabularyHead
 
 
 @dataclass
@@ -59,122 +57,6 @@ class AdaPonderOutput(ModelOutput):
     """The cache, with the tokens of this forward in it; None without `use_cache`."""
 
 
-class AdaPonderPreTrainedModel(GPTNeoXPreTrainedModel):
-    """Initialisation from scratch (P1; method section 5), and what transformers must know about the network."""
-
-    config_class = AdaPonderConfig
-    config: AdaPonderConfig
-    _no_split_modules = ["PonderLayer"]  # noqa: RUF012 - transformers' own attribute
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal, std sqrt(2 / (5h)), cut at 3 std; biases 0, LayerNorm 1; gates as the config says."""
-        std = math.sqrt(2 / (5 * self.config.hidden_size))
-        if isinstance(module, GateLogit):
-            init.normal_(module.weight, mean=0.0, std=self.config.gate_output_std)
-            init.constant_(module.bias, self.config.gate_bias)
-        elif isinstance(module, nn.Linear):
-            if self._writes_to_the_residual(module):
-                std /= math.sqrt(2 * self.config.num_hidden_layers * self.config.max_passes)
-            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-3 * std, b=3 * std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-3 * std, b=3 * std)
-        else:
-            super()._init_weights(module)
-
-    def _writes_to_the_residual(self, module: nn.Module) -> bool:
-        """Whether a module is one of the attention and MLP output projections, whose start is scaled down.
-
-        Told by identity: a module's own name does not say where it stands, and transformers does not call the
-        initialisation of modules without parameters of their own, as the attention is, in code loaded from a release.
-        """
-        layers = [layer for layer in self.modules() if isinstance(layer, PonderLayer)]
-        return any(module is layer.attention.dense or module is layer.mlp.dense_4h_to_h for layer in layers)
-
-
-class AdaPonderModel(AdaPonderPreTrainedModel):
-    """One pass of the transformer, of transformers' own GPT-NeoX layers under GPT-NeoX's names."""
-
-    def __init__(self, config: AdaPonderConfig) -> None:
-        super().__init__(config)
-        self.embed_in = PonderEmbedding(config.vocab_size, config.hidden_size)
-        self.emb_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList([PonderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.rotary_emb = GPTNeoXRotaryEmbedding(config=config)
-        self.checkpointing = "none"
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_in
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_in = value
-
-    def forward(
-        self,
-        embeds: torch.Tensor,
-        attention_mask: Any,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        active: torch.Tensor | None = None,
-        previous: list[KeyValue] | None = None,
-        cache: FullPassCache | None = None,
-        pass_index: int = 0,
-    ) -> tuple[torch.Tensor, list[KeyValue] | None]:
-        """h^i [B, n, h], after the final LayerNorm, from E^i [B, n, h], and what each layer keeps for the next pass.
-
-        attention_mask: the causal mask in the form the attention implementation wants. position_embeddings: cos and sin
-        of RoPE. active: m^i, bool [B, n], where keys and values of halted tokens are to be those of the pass before,
-        which are `previous`; None: no token keeps older ones. cache: where decoding keeps this pass's.
-        """
-        hidden_states = self.emb_dropout(embeds)
-        kept: list[KeyValue] | None = None if active is None else []
-        for i, layer in enumerate(self.layers):
-            past = None if previous is None else previous[i]
-            arguments = (layer, hidden_states, attention_mask, position_embeddings, active, past, cache, pass_index)
-            recomputed = self.checkpointing in ("layer", "pass") and torch.is_grad_enabled()
-            if recomputed and self.checkpointing == "layer":
-                ran = checkpoint(_run_layer, *arguments, recomputed, use_reentrant=False)
-                hidden_states, keeps = ran  # pyright: ignore
-            else:
-                hidden_states, keeps = _run_layer(*arguments, recomputed)
-            if kept is not None and keeps is not None:
-                kept.append(keeps)
-        return self.final_layer_norm(hidden_states), kept
-
-
-def _run_layer(
-    layer: nn.Module,
-    hidden_states: torch.Tensor,
-    attention_mask: Any,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    active: torch.Tensor | None,
-    previous: KeyValue | None,
-    cache: FullPassCache | None,
-    pass_index: int,
-    recomputed: bool,
-) -> tuple[torch.Tensor, KeyValue | None]:
-    """One layer of one pass: its output, and the keys and values that it leaves to the next pass (None: none).
-
-    recomputed: nothing else that the layer computes is kept for backward.
-    """
-    past = None
-    if active is not None or cache is not None:
-        past = AlignedLayer(active, previous, cache, pass_index)
-    hidden_states = layer(
-        hidden_states, attention_mask=attention_mask, layer_past=past, position_embeddings=position_embeddings
-    )
-    if past is None or past.kept is None or active is None:
-        return hidden_states, None
-    key, value = past.kept
-    if recomputed and previous is None:
-        # A first pass's values are a part of the fused QKV, all of which would be kept with them.
-        value = value.clone()
-    return hidden_states, (key, value)
-
-
 class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
     """A causal language model that decides, token by token, how many of its `max_passes` passes to take."""
 
@@ -189,6 +71,10 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        if not isinstance(new_embeddings, VocabularyHead):  # transformers makes a plain one when it resizes
+            head = VocabularyHead(new_embeddings.in_features, 0)
+            head.out_features, head.weight = new_embeddings.out_features, new_embeddings.weight
+            new_embeddings = head
         self.lm_head = new_embeddings
 
     @classmethod
@@ -207,8 +93,8 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
     def set_activation_checkpointing(self, kind: str) -> None:
         """Choose what the backward pass computes again instead of keeping it; changes memory and time, no result.
 
-        none: nothing; activation: what follows the activation function in each MLP, a quarter of the memory for next to
-        no time; mlp: the inside of each MLP, half of the memory; layer: each layer, from its input and the keys and
+        none: nothing; activation: what follows the activation function in each MLP, a fifth of the memory for next to
+        no time; mlp: the inside of each MLP, two fifths of it; layer: each layer, from its input and the keys and
         values of the pass before; pass: each whole pass. The last two compute the gates again too. Raises ValueError
         for another.
         """
@@ -286,7 +172,7 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         whether logits are wanted, by default where no labels are given: the loss never holds those of all tokens.
         imposed_depths: int64 [B, n], a depth for each token in place of the gates' decision, for measurements.
         Raises ValueError if both kinds of labels are given, labels for logits that are not kept, a cache of the other
-        path, or a gradient through a cache.
+        path or of another number of rows or in training, depths of another shape, or no token.
         """
         if labels is not None and shift_labels is not None:
             raise ValueError("labels and shift_labels are given: give one of them")
@@ -294,15 +180,8 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is not None and logits_to_keep:
             raise ValueError("logits_to_keep and labels are given: the loss needs the logits of all positions")
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = self.new_cache()
-        if cache is not None and not isinstance(cache, AdaPonderCache if self.config.skips else FullPassCache):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__}: halting {self.config.halting} needs new_cache()"
-            )
-        if cache is not None and torch.is_grad_enabled() and self.training:
-            raise ValueError("a cache is given in training: keys and values in it would carry no gradient")
+        cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
+        self._check_inputs(input_ids, cache, imposed_depths)
 
         ponder = ponder_skipping if self.config.skips else ponder_masked
         every_gate = shift_labels is not None and (torch.is_grad_enabled() or ponder_fraction > 0)
@@ -338,3 +217,20 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
             depths=pondered.depths,
             past_key_values=cache,
         )
+
+    def _check_inputs(self, input_ids: torch.Tensor, cache: Any, imposed_depths: torch.Tensor | None) -> None:
+        shape = tuple(input_ids.shape)
+        if not input_ids.numel():
+            raise ValueError(f"input_ids is of shape {shape}: there is no token to read")
+        if imposed_depths is not None and tuple(imposed_depths.shape) != shape:
+            raise ValueError(f"imposed_depths is of shape {tuple(imposed_depths.shape)}: input_ids is of shape {shape}")
+        if cache is None:
+            return
+        if not isinstance(cache, AdaPonderCache if self.config.skips else FullPassCache):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}: halting {self.config.halting} needs new_cache()"
+            )
+        if isinstance(cache, AdaPonderCache) and cache.batch_size not in (-1, shape[0]):
+            raise ValueError(f"past_key_values holds {cache.batch_size} rows, input_ids has {shape[0]}")
+        if torch.is_grad_enabled() and self.training:
+            raise ValueError("a cache is given in training: keys and values in it would carry no gradient")

@@ -45,7 +45,7 @@ class PackedAttention:
         filled = order < counts[:, None]
         self._slots = filled.flatten().nonzero().squeeze(1)
         place = active.nonzero(as_tuple=True)[1]
-        # An empty slot looks from the last place, which sees at least the row's own tokens: no softmax over nothing.
+        # An empty slot looks from the last place. If it sees no key at all, the kernel gives zeros; its row is dropped.
         places = torch.full(filled.shape, self._n - 1, device=active.device)
         places[filled] = place
         if not self._past:
@@ -135,14 +135,15 @@ class PackedAttention:
         precision = torch.promote_types(query.dtype, torch.float32)
         blocks = []
         for start in range(0, self._queries, QUERY_BLOCK):
-            block = query[:, :, start : start + QUERY_BLOCK] * scale
-            scores = torch.cat([block @ keys.transpose(2, 3) for keys, _ in parts], dim=-1)
+            # Scores and sums are in float32 for 16 bits too, as in the fused kernels.
+            block = query[:, :, start : start + QUERY_BLOCK].to(precision) * scale
+            scores = torch.cat([block @ keys.to(precision).transpose(2, 3) for keys, _ in parts], dim=-1)
             if self._mask is not None:
                 visible = self._mask if self._mask.shape[2] == 1 else self._mask[:, :, start : start + QUERY_BLOCK]
                 scores.masked_fill_(~visible, -torch.inf)
-            shares = scores.softmax(-1, dtype=precision).to(query.dtype).split(lengths, dim=-1)
-            mixed = shares[0] @ parts[0][1]
+            shares = scores.softmax(-1).split(lengths, dim=-1)
+            mixed = shares[0] @ parts[0][1].to(precision)
             for share, (_, values) in zip(shares[1:], parts[1:], strict=True):
-                mixed = mixed + share @ values
-            blocks.append(mixed)
+                mixed = mixed + share @ values.to(precision)
+            blocks.append(mixed.to(query.dtype))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)

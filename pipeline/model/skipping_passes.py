@@ -4,8 +4,9 @@ The active tokens of all rows lie packed as rows of one matrix. They go through 
 keys and values replace the older ones of the same tokens; their queries see all keys. The gate comes before the
 vocabulary head, and only tokens that go on pay for head and mixture (method section 7). Padding is never computed.
 
-In training every pass runs on every rank, with whatever tokens are active there, and if there are none, with none: the
-same modules in the same order. Without gradients a pass in which no token is active is left out, and all after it.
+In training, and wherever ZeRO-3 spreads the weights over ranks, every pass runs on every rank, with whatever tokens
+are active there, and if there are none, with none: the same modules in the same order. Elsewhere a pass in which no
+token is active is left out, and all after it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from .few_rows import few_rows_linear, serves_few_rows
+from .few_rows import few_rows_linear, takes_few_rows
 from .packed_attention import PackedAttention
 from .pondering import Pondered, PonderInputs
 
@@ -24,10 +25,21 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 def ponder_skipping(model: Any, inputs: PonderInputs) -> Pondered:
-    """The passes of `model`, an AdaPonderForCausalLM, over the tokens that are active in each."""
+    """The passes of `model`, an AdaPonderForCausalLM, over the tokens that are active in each.
+
+    With a cache no gradient is recorded: later tokens are written into the memory that it would need. Raises ValueError
+    where the configuration lets a halted token change, which leaves nothing to skip.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and inputs.cache is None):
+        return _ponder(model, inputs)
+
+
+def _ponder(model: Any, inputs: PonderInputs) -> Pondered:
     config, input_ids, cache = model.config, inputs.input_ids, inputs.cache
+    config.check_skipping()
     num_rows, n = input_ids.shape
     recording = torch.is_grad_enabled()
+    every_pass = recording or any(hasattr(weight, "ds_id") for weight in model.lm_head.parameters())
     active, real = _real_tokens(inputs)
     whole = real is None
     embeds = model.gpt_neox.embed_in(input_ids) * (config.embed_scale * config.initial_embed_scale)
@@ -41,7 +53,9 @@ def ponder_skipping(model: Any, inputs: PonderInputs) -> Pondered:
     entries: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
     for i in range(config.max_passes):
-        if index is not None and not len(index) and not recording:
+        if index is not None and not len(index) and not every_pass:
+            if inputs.every_gate:
+                gate_logits += [model.gate(j, hidden) for j in range(i, len(model.gates))]
             break
         attention = PackedAttention(active, whole, real, [] if cache is None else cache.read_by(i))
         rotation = _take(cos, index), _take(sin, index)
@@ -69,15 +83,17 @@ def ponder_skipping(model: Any, inputs: PonderInputs) -> Pondered:
             active, depths = going.view(num_rows, n), depths + going
         else:
             next_index, depths = index, depths + active.flatten()
-        if recording or next_index is None or len(next_index):
+        if every_pass or next_index is None or len(next_index):
             mixture = model.mixture(_take(hidden, next_index))
             if weight is not None:
                 mixture = mixture * _take(weight, next_index).unsqueeze(-1).to(mixture.dtype)
+            mixture = mixture.to(embeds.dtype)  # under autocast a product's is another
             embeds = embeds + mixture if next_index is None else embeds.index_add(0, next_index, mixture)
         index = next_index
 
     depths = depths.view(num_rows, n)
     if cache is not None:
+        kept = fresh = None  # the cache is about to take memory of its own
         cache.add(entries, depths)
     return Pondered(hidden.view(num_rows, n, -1), _stack_gates(model, gate_logits, depths, hidden), depths)
 
@@ -176,7 +192,7 @@ def run_packed_layer(
 
 
 def _mlp(mlp: Any, packed: torch.Tensor) -> torch.Tensor:
-    if serves_few_rows(packed, mlp.dense_h_to_4h.weight):
+    if takes_few_rows(mlp.dense_h_to_4h, packed):
         return few_rows_linear(mlp.dense_4h_to_h, mlp.act(few_rows_linear(mlp.dense_h_to_4h, packed)))
     return mlp(packed)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .few_rows import few_rows_linear, few_rows_product, serves_few_rows
+from .few_rows import few_rows_by_transposed, few_rows_product, serves_few_rows
 from .vocabulary_chunks import chunked_mixture, chunked_top_k_mixture
 from .vocabulary_loss import (
     IGNORED,
@@ -84,7 +84,7 @@ class VocabularyHead(nn.Linear):
             raise ValueError("table and labels are given: give one of them")
         rows = hidden.flatten(0, -2)
         if decoding and labels is None and serves_few_rows(rows, self.weight):
-            logits = few_rows_linear(self, rows)
+            logits = few_rows_by_transposed(rows, self.weight)
             if table is None:
                 return logits.view(*hidden.shape[:-1], -1)
             return self._mix(logits, table.weight, min(top_k, self.out_features), few_rows_product).view(hidden.shape)

@@ -19,9 +19,11 @@ from pipeline.model.vocabulary_loss import cross_entropy_path
 from pipeline.recipe import Recipe
 
 
-def check_computation(recipe: Recipe) -> None:
-    """`UserError` for what this machine cannot compute."""
-    train, on_gpu = recipe.train, torch.cuda.is_available()
+def check_computation(recipe: Recipe, on_gpu: bool | None = None, has_flash_attn: bool | None = None) -> None:
+    """`UserError` for what a machine cannot compute: this one, where nothing else is said of it."""
+    train = recipe.train
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+    has_flash_attn = is_flash_attn_2_available() if has_flash_attn is None else has_flash_attn
     if train.attention == "flex_attention" and not on_gpu:
         raise UserError(
             "train.attention flex_attention: torch cannot train with it on a CPU (it has no backward pass there); take "
@@ -31,7 +33,7 @@ def check_computation(recipe: Recipe) -> None:
         refusal = "train.attention flash_attention_2"
         if not on_gpu:
             raise UserError(f"{refusal}: it runs on a GPU only and there is none here; take sdpa or eager")
-        if not is_flash_attn_2_available():
+        if not has_flash_attn:
             raise UserError(f"{refusal}: the package flash-attn is not installed: install it, or take sdpa")
         if train.precision != "bf16":
             raise UserError(f"{refusal}: it computes in 16 bits; take train.precision bf16, or sdpa")

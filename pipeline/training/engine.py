@@ -16,7 +16,7 @@ import torch.distributed as dist
 import ds_configs
 from pipeline.data.order import accumulation_steps
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderForCausalLM
+from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
 from pipeline.recipe import OptimizerSection, Phase, Recipe
 
@@ -190,7 +190,10 @@ def set_learning_rate(engine: Engine, rate: float) -> None:
         group["lr"] = rate * group["lr_factor"]
 
 
-def set_halting(engine: Engine, phase: Phase, skip_halted: bool = False) -> None:
-    """Switch the network to the phase's halting; `skip_halted` computes the same for the active tokens alone."""
+def set_halting(config: AdaPonderConfig, phase: Phase, skip_halted: bool = False) -> None:
+    """Switch the network of that configuration to the phase's halting.
+
+    skip_halted: the same is computed for the active tokens alone.
+    """
     halting = "skip" if skip_halted else "masked"
-    engine.module.config.halting = halting if phase.halting else "none"
+    config.halting = halting if phase.halting else "none"

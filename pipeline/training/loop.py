@@ -52,7 +52,7 @@ def train_segment(
         fraction = ponder_fraction(phase, phase_step)
         rate = learning_rate(train.optimizer, step, train.steps)
         set_learning_rate(engine, rate)
-        set_halting(engine, phase, train.skip_halted)
+        set_halting(engine.module.config, phase, train.skip_halted)
         torch.manual_seed(step_seed(recipe.seed, step, rank))
         taken = step + 1
         saved = taken % train.checkpoint_every_steps == 0 or taken == segment.end_step

@@ -47,7 +47,7 @@ class Saver:
         recipe, plan = self._recipe, self._plan
         # The phase of the last step taken, not of the next: it says what made these weights.
         phase, _ = phase_at(recipe.train.phases, max(0, step - 1))
-        set_halting(engine, phase)
+        set_halting(engine.module.config, phase)
         rows = step * recipe.train.global_batch
         state = TrainerState(
             step=step,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.shapes import config_of, depths_of_mean, histogram
+from benchmarks.shapes import depths_of_mean, histogram
 
 
 @settings(max_examples=50, deadline=None)
@@ -32,8 +32,3 @@ def test_the_order_is_the_seeds() -> None:
 def test_a_mean_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="between 1 and 4"):
         depths_of_mean(4.5, 4, 10, 0)
-
-
-def test_an_unknown_shape_is_refused_in_a_line() -> None:
-    with pytest.raises(SystemExit, match="--shape 7b: it must be one of tiny"):
-        config_of("7b")

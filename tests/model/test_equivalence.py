@@ -25,6 +25,9 @@ class Case:
     mask: torch.Tensor
     imposed: torch.Tensor | None
     cuts: list[int]
+    places: torch.Tensor
+    """Position of each token; where no mask is given they may start again in mid-row, as after a document's end."""
+    masked: bool
 
 
 @st.composite
@@ -51,11 +54,11 @@ def cases(draw: Any, dtype: torch.dtype) -> Case:
             mask[row, :width] = 0
     cuts = sorted(draw(st.sets(st.integers(1, max(n - 1, 1)), max_size=n)))
     model = random_model(halting_config(attn_implementation="sdpa", **fields), seed=seed, dtype=dtype)
-    return Case(model, random_tokens(rows, n, seed=seed), mask, imposed, cuts)
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
+    masked = bool((mask == 0).any()) or draw(st.booleans())
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    if not masked and draw(st.booleans()):
+        places = places % draw(st.integers(1, n))
+    return Case(model, random_tokens(rows, n, seed=seed), mask, imposed, cuts, places, masked)
 
 
 def run(case: Case, halting: str, ends: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,8 +71,8 @@ def run(case: Case, halting: str, ends: list[int]) -> tuple[torch.Tensor, torch.
         outputs.append(
             case.model(
                 case.tokens[:, piece],
-                attention_mask=case.mask[:, :end],
-                position_ids=positions(case.mask)[:, piece],
+                attention_mask=case.mask[:, :end] if case.masked else None,
+                position_ids=case.places[:, piece],
                 past_key_values=cache,
                 imposed_depths=None if case.imposed is None else case.imposed[:, piece],
             )
@@ -98,6 +101,29 @@ def check(case: Case) -> None:
                 assert torch.allclose(other_gates[computed], gates[computed], rtol=0, atol=tolerance)
                 if halting == "skip":
                     assert not other_depths[~real].any()
+
+
+def losses(case: Case, halting: str) -> list[torch.Tensor]:
+    case.model.config.halting = halting
+    out = case.model(
+        case.tokens,
+        attention_mask=case.mask if case.masked else None,
+        position_ids=case.places,
+        labels=case.tokens,
+        ponder_weight=0.5,
+        ponder_fraction=0.6,
+        imposed_depths=case.imposed,
+    )
+    return [out.loss, out.ce_loss, out.ponder_loss]
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=cases(torch.float64), recording=st.booleans(), on=st.sampled_from(["probability", "logit"]))
+def test_every_path_has_the_same_loss(case: Case, recording: bool, on: str) -> None:
+    case.model.config.ponder_loss_on = on
+    with torch.set_grad_enabled(recording):
+        for plain, skipping in zip(losses(case, "masked"), losses(case, "skip"), strict=True):
+            assert torch.allclose(plain, skipping, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)

@@ -161,7 +161,7 @@ def test_skipped_tokens_agree_with_torch_s(
     assert counter.get_total_flops() / 2 / imposed.numel() == pytest.approx(work.total, rel=AGREES)
 
 
-@pytest.mark.parametrize("part", ["none", "mlp", "layer", "pass"])
+@pytest.mark.parametrize("part", ["none", "activation", "mlp", "layer", "pass"])
 def test_training_that_skips_agrees_with_torch_s(part: Any) -> None:
     config = _config(**SMALL, halting="skip")
     imposed = torch.tensor([[1, 2, 3, 4, 4, 4, 2, 3] * 4, [4, 1] * 16])

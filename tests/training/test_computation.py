@@ -11,19 +11,13 @@ from torch.nn.attention.flex_attention import flex_attention
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe_reader import read_recipe
-from pipeline.training import computation
 from pipeline.training.computation import check_computation, describe_computation, set_computation
 from pipeline.training.model_start import model_config, start_model
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
 def test_defaults_run_everywhere(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    check_computation(read_recipe("quickstart"))
+    check_computation(read_recipe("quickstart"), on_gpu=False)
 
 
 def test_what_a_cpu_cannot_compute_is_refused_in_one_line(monkeypatch):
@@ -32,12 +26,12 @@ def test_what_a_cpu_cannot_compute_is_refused_in_one_line(monkeypatch):
         ("flash_attention_2", "flash_attention_2: it runs on a GPU only"),
     ):
         with pytest.raises(UserError, match=told) as raised:
-            check_computation(read_recipe("quickstart", [f"train.attention={attention}"]))
+            check_computation(read_recipe("quickstart", [f"train.attention={attention}"]), on_gpu=False)
         assert "\n" not in str(raised.value)
     compiled = read_recipe("quickstart", ["train.compile_layers=true"])
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and no-such-compiler is not found"):
-        check_computation(compiled)
+        check_computation(compiled, on_gpu=False)
 
 
 def test_torch_says_the_same_of_flex_attention():
@@ -47,16 +41,14 @@ def test_torch_says_the_same_of_flex_attention():
         flex_attention(query, query, query)
 
 
-def test_flash_attention_needs_its_package_and_16_bits_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_flash_attention_needs_its_package_and_16_bits_on_a_gpu():
     recipe = read_recipe("quickstart", ["train.attention=flash_attention_2"])
-    monkeypatch.setattr(computation, "is_flash_attn_2_available", lambda: False)
     with pytest.raises(UserError, match="flash-attn is not installed"):
-        check_computation(recipe)
-    monkeypatch.setattr(computation, "is_flash_attn_2_available", lambda: True)
+        check_computation(recipe, on_gpu=True, has_flash_attn=False)
     with pytest.raises(UserError, match="it computes in 16 bits"):
-        check_computation(recipe)
-    check_computation(read_recipe("quickstart", ["train.attention=flash_attention_2", "train.precision=bf16"]))
+        check_computation(recipe, on_gpu=True, has_flash_attn=True)
+    in_16_bits = read_recipe("quickstart", ["train.attention=flash_attention_2", "train.precision=bf16"])
+    check_computation(in_16_bits, on_gpu=True, has_flash_attn=True)
 
 
 def test_the_network_computes_as_the_recipe_says(tmp_path):

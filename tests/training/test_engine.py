@@ -82,9 +82,6 @@ def test_frozen_weights_are_copied_only_where_they_would_be_rounded(model):
 
 
 def test_a_phase_halts_by_masks_or_by_skipping(model):
-    class Engine:
-        module = model
-
     pondering, halting = read_recipe("quickstart").train.phases
     for phase, skip, expected in (
         (pondering, False, "none"),
@@ -93,5 +90,5 @@ def test_a_phase_halts_by_masks_or_by_skipping(model):
         (halting, True, "skip"),
         (halting, False, "masked"),
     ):
-        set_halting(Engine, phase, skip)  # type: ignore[arg-type] - it has what is used
+        set_halting(model.config, phase, skip)
         assert model.config.halting == expected

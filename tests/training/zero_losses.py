@@ -37,7 +37,7 @@ def settings() -> Iterator[tuple[str, int, dict[str, Any]]]:
         for stage in range(4):
             # Under ZeRO 3 a setting costs ten times as much.
             for skip in (False, True):
-                kinds = ("none", "mlp", "layer", "pass") if depths == "learned" else ("none", "layer")
+                kinds = ("none", "activation", "mlp", "layer", "pass") if depths == "learned" else ("none", "layer")
                 for kind in kinds:
                     if stage == 3 and depths == "none left" and not skip:
                         continue
@@ -63,7 +63,7 @@ def train(depths: str, stage: int, fields: dict[str, Any]) -> tuple[list[float],
     set_computation(model, recipe)
     engine = build_engine(recipe, model.train(), "all", 2)
     set_learning_rate(engine, recipe.train.optimizer.peak_lr)
-    set_halting(engine, recipe.train.phases[1], recipe.train.skip_halted)
+    set_halting(engine.module.config, recipe.train.phases[1], recipe.train.skip_halted)
     losses, means = [], []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(2 * step + dist.get_rank())
