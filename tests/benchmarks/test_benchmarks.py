@@ -32,8 +32,9 @@ def test_inference(tmp_path: Path) -> None:
     assert prefill[1]["multiply_accumulates_over_full_depth"] < 0.5
     sizes = ["--context", "24", "--tokens", "8", "--rows", "2", "--mean-depths", "2.5"]
     decode = lines_of("decode", tmp_path / "decode.json", *sizes)
-    assert decode[0]["cache_bytes_over_full_caches"] == 1.0
-    assert decode[1]["cache_bytes_over_full_caches"] < 1.0
+    full, halted = (line["cache_bytes_over_full_caches"] for line in decode[:2])
+    assert 1 <= full < 1.5  # of few tokens the spare room is a large share
+    assert halted < full
     made = table([prefill, decode])
     assert "| prefill, tiny, 4 x 24 tokens, float32, " in made
     assert "| mean depth 2.5 | cache bytes over K full caches | " in made
@@ -43,7 +44,7 @@ def test_inference(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     step = lines_of("training_step", tmp_path / "step.json", "--tokens", "32")
-    memory = lines_of("training_memory", tmp_path / "memory.json", "--tokens", "512")
+    memory = lines_of("training_memory", tmp_path / "memory.json", "--tokens", "256")
     ratio = {line["item"]: line["memory_over_all_logits_at_once"]["median"] for line in memory}
     assert ratio["logits in chunks"] < 1
     items = [line["item"] for line in step]

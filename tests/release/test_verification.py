@@ -97,6 +97,6 @@ def test_a_cache_that_forgets_is_refused(exported, tmp_path):
 def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
     model, trained_logits, folder = exported
     code = folder / "modeling_adaponder.py"
-    code.write_text(code.read_text().replace("import math\n", "import math\nimport pipeline\n", 1))
+    code.write_text(code.read_text().replace("import torch\n", "import pipeline\nimport torch\n", 1))
     with pytest.raises(WorldError, match="pipeline does not exist where a release is loaded"):
         verify(model, folder, INPUTS, trained_logits, tmp_path / "log")
