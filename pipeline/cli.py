@@ -6,19 +6,19 @@ once.
 
 from __future__ import annotations
 
-import functools
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from pipeline.console import error_console
-from pipeline.errors import AdaPonderError
+from pipeline.command_line import cores, reported
+from pipeline.data_commands import app as data_commands
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain language models that decide token by token how long to think.",
 )
+app.add_typer(data_commands, name="data")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[
@@ -36,6 +37,10 @@ SetOption = Annotated[
 ]
 RunsOption = Annotated[
     Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes on this machine; as many as it has cores if not given."),
 ]
 CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="step-00001000, or latest.")]
 
@@ -55,44 +60,53 @@ def _open(recipe: str, overrides: list[str] | None, runs: Path | None) -> tuple[
     return read, RunFolder(runs_root(runs), read)
 
 
-def _reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors meant for the operator become one line and their exit code; bugs keep their traceback."""
-
-    @functools.wraps(command)
-    def reported(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except AdaPonderError as error:
-            _end(str(error), error.exit_code)
-        except OSError as error:
-            _end(f"{error.filename or 'a file'}: {error.strerror or error}; the same command continues", 1)
-        except KeyboardInterrupt:
-            _end("interrupted; the same command continues", 130)
-
-    return reported
-
-
-def _end(message: str, exit_code: int) -> NoReturn:
-    error_console.print(f"adaponder: {message}", style="red", markup=False)
-    sys.exit(exit_code)
-
-
 def _command_line() -> str:
     return shlex.join(["adaponder", *sys.argv[1:]])
 
 
 @app.command()
-@_reported
-def tokenize(recipe: RecipeArgument, overrides: SetOption = None, runs: RunsOption = None) -> None:
-    """Documents become shards."""
+@reported
+def tokenize(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = None,
+    workers: WorkersOption = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="Make only every N-th part, from the I-th on (1/N ... N/N)."),
+    ] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="With --part: only look for duplicates, before any part is made.")
+    ] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Join the parts that --part made.")] = False,
+) -> None:
+    """Documents become shards; what is finished stays finished."""
+    chosen = None if part is None else _share(part)
+    if finish and chosen is not None:
+        raise UserError("--part makes parts, --finish joins them: give one of the two")
+    if scan and chosen is None:
+        raise UserError("--scan goes with --part: without it, looking for duplicates comes by itself")
     read, folder = _open(recipe, overrides, runs)
-    from tokenization.stage import tokenize as stage
+    from tokenization import stage
 
-    stage(read, folder, _command_line())
+    workers = workers or cores()
+    if finish:
+        stage.finish(read, folder, _command_line())
+    elif chosen is not None:
+        stage.tokenize_share(read, folder, stage.Share(*chosen), workers, scan)
+    else:
+        stage.tokenize(read, folder, _command_line(), workers)
+
+
+def _share(part: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--part {part}: I/N with I from 1 to N is expected, for instance 1/8")
+    return int(match[1]), int(match[2])
 
 
 @app.command()
-@_reported
+@reported
 def train(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -107,7 +121,7 @@ def train(
 
 
 @app.command()
-@_reported
+@reported
 def evaluate(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -122,7 +136,7 @@ def evaluate(
 
 
 @app.command()
-@_reported
+@reported
 def release(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -137,7 +151,7 @@ def release(
 
 
 @app.command()
-@_reported
+@reported
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,

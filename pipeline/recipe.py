@@ -8,97 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.durable import sha256_json
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    # The line under a field is its description; docs/recipe.md is made from them.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class JsonLinesSource(Section):
-    """Documents as JSON lines, in the Pile's own layout by default: .jsonl.zst, .jsonl.gz or .jsonl."""
-
-    kind: Literal["jsonl"]
-    train: Annotated[list[str], Field(min_length=1)]
-    """Files or glob patterns; read in sorted order."""
-    validation: list[str] = []
-    """Files or glob patterns of the given validation set; empty: `validation_share` cuts one."""
-    validation_share: Share = 0.0
-    """Seeded share of the training documents kept for validation; 0 where `validation` names files."""
-    text_field: str = "text"
-    """Where a record keeps its text; dots descend."""
-    source_field: str = "meta.pile_set_name"
-    """Where a record names its source; dots descend."""
-    name: str = "text"
-    """Source name of records that carry none."""
-
-    @model_validator(mode="after")
-    def _one_validation(self) -> JsonLinesSource:
-        if bool(self.validation) == (self.validation_share > 0):
-            raise ValueError("give either validation files or a validation_share above 0, not both and not neither")
-        return self
-
-
-class TextFolderSource(Section):
-    """A folder of text files, one document a file."""
-
-    kind: Literal["text"]
-    name: str
-    """Source name in the manifest and in the evaluation."""
-    path: str
-    """The folder; {python_stdlib} stands for the standard library of the Python that runs."""
-    include: Annotated[list[str], Field(min_length=1)] = ["**/*.txt"]
-    """Glob patterns below the folder."""
-    exclude: list[str] = []
-    """Glob patterns below the folder that are left out."""
-    max_bytes: PositiveInt | Literal["all"] = "all"
-    """Stop after as many bytes of text: a prefix of the files in a seeded order."""
-    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
-    """Seeded share of the documents kept for validation."""
-
-
-Source = Annotated[JsonLinesSource | TextFolderSource, Field(discriminator="kind")]
-
-
-class TrainedTokenizer(Section):
-    """A byte-level BPE trained on the run's own training documents with GPT-NeoX's settings."""
-
-    train_vocab_size: Annotated[int, Field(ge=258)]
-    """Entries, the two special tokens and the 256 bytes included."""
-    sample_bytes: PositiveInt = 8_000_000
-    """How much text the merges are learned from."""
-
-
-class TokenizeSection(Section):
-    """How documents become rows of tokens."""
-
-    tokenizer: str | TrainedTokenizer
-    """A folder, a tokenizer.json or a hub id; or {train_vocab_size: n}."""
-    end_of_document: str = "<|endoftext|>"
-    """The token that joins documents."""
-    seq_len: PositiveInt
-    """Tokens a row predicts; rows store seq_len + 1."""
-    sources: Annotated[list[Source], Field(min_length=1)]
-    rows_per_chunk: PositiveInt = 128
-    """Rows in one WebDataset sample."""
-    shard_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
-    """Size at which a shard is closed and the next one opened."""
+from pipeline.recipe_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from pipeline.recipe_tokenize import TokenizeSection, TrainedTokenizer
 
 
 class DataSection(Section):
     """Where the rows lie."""
 
     shards: str = "shards"
-    """Folder of shards; relative to the run's folder, or absolute for shards made before."""
+    """Folder of shards; relative to the run's folder, absolute for shards made before, or an fsspec URL (s3://...)."""
+    shuffle: Literal["rows", "chunks", "none"] = "rows"
+    """Order of the training rows, a new one in every epoch: a permutation of all rows; of chunks, with their rows in
+    order; or none, as they were written."""
+    cache: str = ""
+    """Folder on a local disk where shards of a URL are kept; empty: a folder of that name in the system's temporary
+    folder. Ranks of one machine share it."""
+    cache_bytes: PositiveInt = 100 << 30
+    """Size to which the cache is cut: the shard used longest ago goes first."""
 
 
 class Architecture(Section):

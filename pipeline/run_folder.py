@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.data.shard_cache import CachedShards, cache_folder, is_url
+from pipeline.data.shard_source import LocalShards, ShardSource
 from pipeline.durable import write_text
 from pipeline.recipe import Recipe
 
@@ -37,8 +39,24 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """The run's shards, or those made before that the recipe points at."""
-        return self.path / self.recipe.data.shards
+        """The run's shards, or those made before that the recipe points at; of a URL its folder in the cache.
+
+        That one has manifest and tokenizer after `open_shards`, and shards for as long as there is room.
+        """
+        data = self.recipe.data
+        return cache_folder(data.shards, data.cache) if is_url(data.shards) else self.path / data.shards
+
+    def open_shards(self) -> ShardSource:
+        """What `RowReader` reads from; every stage opens it before it looks into `shards`.
+
+        Of a URL, manifest and tokenizer are fetched here: `UserError` and `WorldError` as `CachedShards` says.
+        """
+        data = self.recipe.data
+        return (
+            CachedShards(data.shards, self.shards, data.cache_bytes)
+            if is_url(data.shards)
+            else LocalShards(self.shards)
+        )
 
     @property
     def checkpoints(self) -> Path:

@@ -8,6 +8,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from pipeline.checkpoint import complete_checkpoints, load_model
+from pipeline.command_line import cores
 from pipeline.console import console
 from pipeline.data.vocabulary import check_entries
 from pipeline.evaluation.sample import generate_sample, render
@@ -30,7 +31,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
         tokenizer, _ = load_tokenizer(recipe.tokenize.tokenizer, recipe.tokenize.end_of_document)
         entries = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         check_entries(recipe.tokenize.tokenizer, entries, config.vocab_size)
-    tokenize(recipe, folder, command)
+    tokenize(recipe, folder, command, cores())
     train(recipe, folder, resume)
     checkpoints = complete_checkpoints(folder.checkpoints)
     first, last = checkpoints[0], checkpoints[-1]

@@ -22,6 +22,7 @@ PLAIN_BLOCK_BYTES = 1 << 20
 # `zstd --long=31`, the widest window there is; some published dumps need it.
 MAX_WINDOW_BYTES = 1 << 31
 GZIP_WINDOW_BITS = 31
+ESTIMATED_FROM_BYTES = 1 << 20
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 GZIP_MAGIC = b"\x1f\x8b"
@@ -52,17 +53,50 @@ def check_readable(path: Path) -> None:
         raise WorldError(f"{path} is not a zstandard file, whatever its name says: fetch it again")
     if path.suffix == ".gz" and not head.startswith(GZIP_MAGIC):
         raise WorldError(f"{path} is not a gzip file, whatever its name says: fetch it again")
-    if path.suffix not in (".zst", ".gz") and (_is_zstandard(head) or head.startswith(GZIP_MAGIC)):
+    if not is_compressed(path) and (_is_zstandard(head) or head.startswith(GZIP_MAGIC)):
         suffix = ".zst" if _is_zstandard(head) else ".gz"
         raise UserError(f"{path} holds compressed data: give it a name that ends in {suffix}")
 
 
-def read_blocks(path: Path, on_raw_block: Callable[[bytes], object]) -> Iterator[bytes]:
-    """Yield the plain bytes of `path` block by block, unpacked as its suffix says.
+def is_compressed(path: Path) -> bool:
+    """Whether its suffix says so."""
+    return path.suffix in (".zst", ".gz")
 
-    `on_raw_block` gets every block as it lies on disk, so that the caller hashes and counts the file in the same pass.
-    Raises `WorldError` naming the file when it cannot be read, is corrupt, or ends before its data does.
+
+def plain_size(path: Path) -> int:
+    """Bytes of the plain text; of a compressed file about as many, as its first megabyte unpacks."""
+    size = path.stat().st_size
+    if not is_compressed(path):
+        return size
+    taken = plain = 0
+
+    def on_raw_block(block: bytes) -> None:
+        nonlocal taken
+        taken += len(block)
+
+    try:
+        for block in read_blocks(path, on_raw_block):
+            plain += len(block)
+            if taken >= ESTIMATED_FROM_BYTES:
+                break
+    except WorldError:
+        pass  # told when the damaged place is read for its text
+    return size if not taken else round(plain * size / taken)
+
+
+def read_blocks(path: Path, on_raw_block: Callable[[bytes], object], start: int = 0) -> Iterator[bytes]:
+    """Yield the plain bytes of `path` from byte `start` of the plain text on, unpacked as its suffix says.
+
+    `on_raw_block` gets every block as it lies on disk, so that the caller hashes and counts the file in the same pass;
+    of a plain file only those from `start` on. Raises `WorldError` naming the file when it cannot be read, is corrupt,
+    or ends before its data does.
     """
+    if start and is_compressed(path):
+        for block in read_blocks(path, on_raw_block):
+            if start < len(block):
+                yield block[start:]
+            start = max(0, start - len(block))
+        return
     if path.suffix == ".zst":
         packed = _read_raw(path, COMPRESSED_BLOCK_BYTES, on_raw_block)
         yield from _unpack(path, packed, "zstandard", _zstandard_frame)
@@ -70,7 +104,7 @@ def read_blocks(path: Path, on_raw_block: Callable[[bytes], object]) -> Iterator
         packed = _read_raw(path, COMPRESSED_BLOCK_BYTES, on_raw_block)
         yield from _unpack(path, packed, "gzip", lambda: zlib.decompressobj(GZIP_WINDOW_BITS))
     else:
-        yield from _read_raw(path, PLAIN_BLOCK_BYTES, on_raw_block)
+        yield from _read_raw(path, PLAIN_BLOCK_BYTES, on_raw_block, start)
 
 
 def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -97,9 +131,10 @@ def _zstandard_frame() -> _FrameDecompressor:
     return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
 
 
-def _read_raw(path: Path, block_bytes: int, on_raw_block: Callable[[bytes], object]) -> Iterator[bytes]:
+def _read_raw(path: Path, block_bytes: int, on_raw_block: Callable[[bytes], object], start: int = 0) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
+            file.seek(start)
             while block := file.read(block_bytes):
                 on_raw_block(block)
                 yield block

@@ -1,12 +1,13 @@
 """Documents become rows: joined by the end-of-document token and cut into rows of seq_len + 1 tokens.
 
 Rows follow each other without overlap and without regard to where documents end; the last one is filled up with
-end-of-document tokens, which are declared as padding and belong to no document.
+end-of-document tokens, which are declared as padding and belong to no document. Where the work is done in parts, each
+part packs whole chunks, and the tails that are left are packed together: only the last chunk of a split is short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,9 @@ class Pieces:
     bytes: list[int] = field(default_factory=list)
     """UTF-8 bytes of the document's text, told where the document begins; 0 where it goes on from the chunk before."""
 
+    def __len__(self) -> int:
+        return len(self.start)
+
     def append(self, source: str, start: int, end: int, text_bytes: int) -> None:
         if source not in self.sources:
             self.sources.append(source)
@@ -35,6 +39,16 @@ class Pieces:
         self.start.append(start)
         self.end.append(end)
         self.bytes.append(text_bytes)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Tokens of a part that fill no chunk."""
+
+    tokens: np.ndarray
+    """[tokens], less than a chunk's."""
+    pieces: Pieces
+    """The documents in them; the first may have begun in a chunk of the same part."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,33 @@ class RowPacker:
         self._end_of_document_id = end_of_document_id
         self._begin()
 
-    def add(self, ids: Sequence[int], source: str, text_bytes: int) -> Iterator[Chunk]:
-        """Append a document of token ids `ids` and its end-of-document mark; yields each chunk that became full."""
+    def add(self, ids: np.ndarray, source: str, text_bytes: int) -> Iterator[Chunk]:
+        """Append a document of token ids `ids` [n] and its end-of-document mark; yields each chunk that became full."""
         tokens = np.empty(len(ids) + 1, self._dtype)
         tokens[:-1] = ids
         tokens[-1] = self._end_of_document_id
+        yield from self._append(tokens, source, text_bytes)
+
+    def add_tail(self, tail: Tail) -> Iterator[Chunk]:
+        """Append what another packer of the same split had left."""
+        pieces = tail.pieces
+        for number in range(len(pieces)):
+            tokens = tail.tokens[pieces.start[number] : pieces.end[number]]
+            yield from self._append(tokens, pieces.sources[pieces.source[number]], pieces.bytes[number])
+
+    def tail(self) -> Tail:
+        """What fills no chunk; ends this packer."""
+        return Tail(self._buffer[: self._filled].copy(), self._pieces)
+
+    def finish(self) -> Iterator[Chunk]:
+        """Yield what is left, its last row filled up; nothing where the last chunk came out even."""
+        if self._filled:
+            padding = -self._filled % self._row_tokens
+            self._buffer[self._filled : self._filled + padding] = self._end_of_document_id
+            self._filled += padding
+            yield self._cut(padding)
+
+    def _append(self, tokens: np.ndarray, source: str, text_bytes: int) -> Iterator[Chunk]:
         done = 0
         while done < len(tokens):
             taken = min(len(tokens) - done, self._chunk_tokens - self._filled)
@@ -77,14 +113,6 @@ class RowPacker:
             done += taken
             if self._filled == self._chunk_tokens:
                 yield self._cut(padding=0)
-
-    def finish(self) -> Iterator[Chunk]:
-        """Yield what is left, its last row filled up; nothing where the last chunk came out even."""
-        if self._filled:
-            padding = -self._filled % self._row_tokens
-            self._buffer[self._filled : self._filled + padding] = self._end_of_document_id
-            self._filled += padding
-            yield self._cut(padding)
 
     def _begin(self) -> None:
         self._buffer = np.empty(self._chunk_tokens, self._dtype)

@@ -6,22 +6,23 @@ import os
 from itertools import combinations
 
 from pipeline.errors import UserError
-from pipeline.recipe import JsonLinesSource, TokenizeSection
+from pipeline.recipe_tokenize import DatasetSource, JsonLinesSource, Source, TextFolderSource, TokenizeSection
 from tokenization.documents import SourceReader, printable
 from tokenization.json_lines import JsonLinesReader
 from tokenization.text_folder import TextFolderReader
+from tokenization.tokenizer import DocumentTokenizer
 
 
-def open_sources(section: TokenizeSection, seed: int) -> list[SourceReader]:
-    """Find and check every input of the recipe; `UserError` lists all that is wrong with them."""
+def open_sources(section: TokenizeSection, seed: int, tokenizer: DocumentTokenizer | None) -> list[SourceReader]:
+    """Find and check every input of the recipe; `UserError` lists all that is wrong with them.
+
+    tokenizer: None where it is still to be trained.
+    """
     readers: list[SourceReader] = []
     problems: list[str] = []
     for number, source in enumerate(section.sources):
         try:
-            if isinstance(source, JsonLinesSource):
-                readers.append(JsonLinesReader(source, seed))
-            else:
-                readers.append(TextFolderReader(source, seed))
+            readers.append(_open_source(source, seed, tokenizer))
         except UserError as error:
             problems.append(f"tokenize.sources.{number}: {error}")
     problems += _train_and_validation_overlap(readers)
@@ -29,6 +30,23 @@ def open_sources(section: TokenizeSection, seed: int) -> list[SourceReader]:
     if problems:
         raise UserError("; ".join(problems))
     return readers
+
+
+def _open_source(source: Source, seed: int, tokenizer: DocumentTokenizer | None) -> SourceReader:
+    if isinstance(source, JsonLinesSource):
+        return JsonLinesReader(source, seed)
+    if isinstance(source, TextFolderSource):
+        return TextFolderReader(source, seed)
+    if isinstance(source, DatasetSource):
+        from tokenization.dataset_source import open_dataset  # what it imports takes seconds
+
+        return open_dataset(source, seed)
+    from tokenization.token_files import TokenFilesReader
+
+    if tokenizer is None:
+        raise UserError("kind: tokens: a tokenizer that is still to be trained has made no tokens: name one")
+    entry = tokenizer.entry
+    return TokenFilesReader(source, seed, entry.end_of_document_id, entry.vocab_size, tokenizer.text_bytes_of)
 
 
 def _train_and_validation_overlap(readers: list[SourceReader]) -> list[str]:

@@ -1,267 +1,204 @@
-"""The tokenize stage: documents become shards, and a manifest that is only written when all of them are whole."""
+"""The tokenize stage: documents become shards, and a manifest that is only written when all of them are whole.
+
+The work is cut into parts (`tokenization.plan`), which processes make one by one (`workers`, `part`), on one machine or
+on many, and which are joined at the end (`join`). What is finished stays finished: killed anywhere and started again,
+with as many workers as you like, the stage goes on, and the shards are the same to the last byte.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pipeline.console import console
-from pipeline.data.manifest import MANIFEST_NAME, InputEntry, Manifest, SplitEntry, read_manifest, write_manifest
-from pipeline.durable import PARTIAL_SUFFIX, sha256_file, whole_file
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, SplitEntry, WeightEntry, write_manifest
 from pipeline.errors import UserError, WorldError
-from pipeline.recipe import DataSection, JsonLinesSource, Recipe, TrainedTokenizer
+from pipeline.recipe import DataSection, Recipe
+from pipeline.recipe_tokenize import TextFolderSource
 from pipeline.run_folder import RunFolder
-from tokenization.documents import Document, Rejection, SourceReader
-from tokenization.progress import TokenizeProgress
-from tokenization.sources import open_sources
-from tokenization.splits import TRAIN_KEY, SplitSet
-from tokenization.tokenizer import TRAINED_NAME, DocumentTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-
-TOKENIZER_FOLDER = "tokenizer"
-REJECTED_NAME = "rejected.jsonl"
-# What is encoded at once: enough to keep all cores busy, little enough to stay small in memory.
-BATCH_BYTES = 1 << 20
-BATCH_DOCUMENTS = 1024
-LARGEST_UINT16_VOCABULARY = 1 << 16
+from tokenization.finished_shards import settings_of, use_finished_shards, use_shards_made_before
+from tokenization.join import join_inputs, join_parts, join_rejected
+from tokenization.part import token_dtype
+from tokenization.part_folder import REJECTED_NAME, PartResult, PartsFolder
+from tokenization.splits import TRAIN_KEY
+from tokenization.work import Work
 
 
-def tokenize(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
+@dataclass(frozen=True)
+class Share:
+    """The parts of one of several processes: number of of, counted from 1."""
+
+    number: int
+    of: int
+
+
+def tokenize(recipe: Recipe, folder: RunFolder, command: str, workers: int = 1) -> Manifest:
     """Make the run's shards, or find that they are made; returns their manifest.
 
-    A folder without a manifest is unfinished: what lies in it is removed and made anew. A recipe whose `data.shards`
-    points elsewhere uses shards made before: nothing is written, they only have to fit the recipe.
+    A recipe whose `data.shards` points elsewhere uses shards made before: nothing is written, they only have to fit the
+    recipe.
 
     Raises `UserError` for inputs or settings that the user can change (before anything is written, except where only
     reading tells: no training documents, an empty validation set), `WorldError` naming the file for a corrupt or
-    truncated input, a full disk, or finished shards that have been damaged since.
+    truncated input, a full disk, a dead worker, or finished shards that have been damaged since.
     """
+    found = _finished(recipe, folder)
+    if found is not None:
+        return found
+    try:
+        work = Work.open(recipe, folder.shards)
+        if recipe.tokenize.clean.remove_duplicates:
+            work.scan(work.parts, workers)
+        work.make(work.parts, workers)
+        return _join(work, command)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int, scan: bool) -> None:
+    """Make only the parts of `share`, for many processes on many machines; `finish` joins them.
+
+    scan: look for duplicates, which has to be done with all parts before the first of them is made.
+    """
+    if _finished(recipe, folder) is not None:
+        return
+    if scan and not recipe.tokenize.clean.remove_duplicates:
+        raise UserError("--scan: tokenize.clean.remove_duplicates is off, there is nothing to scan for")
+    try:
+        work = Work.open(recipe, folder.shards)
+        own = work.parts[share.number - 1 :: share.of]
+        if scan:
+            work.scan(own, workers)
+        else:
+            work.make(own, workers)
+        console.print(f"{share.number}/{share.of}: {len(own)} of {len(work.parts)} parts are done", markup=False)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
+    """Join the parts that `tokenize_share` made; `UserError` naming those that are missing."""
+    found = _finished(recipe, folder)
+    if found is not None:
+        return found
+    try:
+        return _join(Work.open(recipe, folder.shards), command)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
     shards = folder.shards
     if shards != folder.path / DataSection().shards:
-        return _use_shards_made_before(recipe, shards)
-    if (shards / MANIFEST_NAME).exists():
-        return _use_finished_shards(recipe, shards)
-    section = recipe.tokenize
-    readers = open_sources(section, recipe.seed)
-    wanted = section.tokenizer
-    given = None if isinstance(wanted, TrainedTokenizer) else load_tokenizer(wanted, section.end_of_document)
-    try:
-        shards.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(shards)
-        if isinstance(wanted, TrainedTokenizer):
-            sample = _training_sample(readers, wanted.sample_bytes)
-            made = train_tokenizer(sample, wanted.train_vocab_size, section.end_of_document)
-            name = TRAINED_NAME
-        else:
-            assert given is not None
-            made, name = given, wanted
-        save_tokenizer(*made, shards / TOKENIZER_FOLDER)
-        tokenizer = DocumentTokenizer(shards / TOKENIZER_FOLDER, name, section.end_of_document)
-        manifest = _write_shards(recipe, shards, readers, tokenizer, command)
+        return use_shards_made_before(recipe, shards)
+    if not (shards / MANIFEST_NAME).exists():
+        return None
+    manifest = use_finished_shards(recipe, shards)
+    shutil.rmtree(PartsFolder(shards).path, ignore_errors=True)  # a kill may have come before
+    return manifest
+
+
+def _cannot_write(folder: RunFolder, error: OSError) -> WorldError:
+    return WorldError(f"{error.filename or folder.shards} cannot be written: {error.strerror or error}")
+
+
+def _join(work: Work, command: str) -> Manifest:
+    """All parts become the data set."""
+    shards, section, entry = work.setting.shards, work.recipe.tokenize, work.tokenizer.entry
+    with work.folder.lock("join", f"the manifest of {shards}"):
+        found = [work.folder.result(part.number, key) for part, key in zip(work.parts, work.keys, strict=True)]
+        results = [result for result in found if result is not None]
+        if len(results) < len(found):
+            missing = [str(number) for number, result in enumerate(found, start=1) if result is None]
+            shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
+            raise UserError(
+                f"{len(missing)} of {len(found)} parts are not finished: {shown}; make them with "
+                "`adaponder tokenize --part i/n`, or with `adaponder tokenize`, which makes all that is missing"
+            )
+        documents = _documents(work, results)
+        refused = sum((Counter(result.rejected) for result in results), Counter())
+        _check_nothing_is_empty(work.recipe, shards, documents, refused)
+        splits = join_parts(shards, section, results, entry.vocab_size, entry.end_of_document_id)
+        manifest = Manifest(
+            tokenizer=entry,
+            seq_len=section.seq_len,
+            token_dtype="uint16" if token_dtype(entry.vocab_size).itemsize == 2 else "uint32",
+            splits=splits,
+            rejected=join_rejected(shards, work.parts, results),
+            weights=_weights(work, results),
+            inputs=join_inputs(results),
+            settings_sha256=work.recipe.tokenize_hash(),
+            settings=settings_of(work.recipe),
+            command=command,
+            version=version("adaponder"),
+        )
         write_manifest(shards, manifest)
-    except OSError as error:
-        raise WorldError(f"{error.filename or shards} cannot be written: {error.strerror or error}") from error
+    shutil.rmtree(work.folder.path)
+    _tell_unmeasured(manifest.splits)
     _print_summary(manifest, shards)
     return manifest
 
 
-def _write_shards(
-    recipe: Recipe, shards: Path, readers: Sequence[SourceReader], tokenizer: DocumentTokenizer, command: str
-) -> Manifest:
-    section = recipe.tokenize
-    dtype = np.dtype(np.uint16 if tokenizer.entry.vocab_size <= LARGEST_UINT16_VOCABULARY else np.uint32)
-    splits = SplitSet(shards, section, dtype, tokenizer.entry.end_of_document_id)
-    inputs: list[InputEntry] = []
-    rejected: Counter[str] = Counter()
-    # How many documents each source gave to each split.
-    accepted: list[Counter[str]] = [Counter() for _ in readers]
-    with (
-        whole_file(shards / REJECTED_NAME, "w") as rejected_file,
-        splits,
-        TokenizeProgress(sum(reader.total_bytes for reader in readers)) as progress,
-    ):
-        for number, reader in enumerate(readers):
-            for item in _encoded(reader, tokenizer, progress):
-                if isinstance(item, InputEntry):
-                    inputs.append(item)
-                elif isinstance(item, Rejection):
-                    rejected[item.reason] += 1
-                    rejected_file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
-                else:
-                    document, ids = item
-                    accepted[number][document.split] += 1
-                    splits.add(document, ids)
-    entries = splits.entries()
-    _check_nothing_is_empty(recipe, shards, accepted, rejected, entries)
-    return Manifest(
-        tokenizer=tokenizer.entry,
-        seq_len=section.seq_len,
-        token_dtype="uint16" if dtype == np.uint16 else "uint32",
-        splits=entries,
-        rejected=dict(sorted(rejected.items())),
-        inputs=inputs,
-        settings_sha256=recipe.tokenize_hash(),
-        settings=_settings(recipe),
-        command=command,
-        version=version("adaponder"),
-    )
+def _weights(work: Work, results: Sequence[PartResult]) -> list[WeightEntry]:
+    found = []
+    for number, source in enumerate(work.recipe.tokenize.sources):
+        own = [result for part, result in zip(work.parts, results, strict=True) if part.source == number]
+        written = [split.splits[TRAIN_KEY].entry for split in own if TRAIN_KEY in split.splits]
+        if source.weight != 1:
+            entry = WeightEntry(
+                name=source.name,
+                weight=source.weight,
+                weight_by=source.weight_by,
+                documents_read=sum(result.documents.get("train", 0) for result in own),
+                tokens_read=sum(result.tokens.get("train", 0) for result in own),
+                documents_written=sum(split.documents for split in written),
+                tokens_written=sum(split.tokens for split in written),
+            )
+            found.append(entry)
+    return found
 
 
-def _encoded(
-    reader: SourceReader, tokenizer: DocumentTokenizer, progress: TokenizeProgress
-) -> Iterator[tuple[Document, list[int]] | Rejection | InputEntry]:
-    """The reader's items, documents with their token ids, and in their order; those without a token are refused."""
-    batch: list[Document] = []
-    batch_bytes = 0
-
-    def encode() -> Iterator[tuple[Document, list[int]] | Rejection]:
-        encoded = tokenizer.encode_batch([document.text for document in batch])
-        progress.count(sum(document.text_bytes for document in batch), sum(len(ids) + 1 for ids in encoded))
-        for document, ids in zip(batch, encoded, strict=True):
-            yield (document, ids) if ids else Rejection(document.file, document.line, "empty_document")
-
-    for item in reader.read(progress.advance):
-        if not isinstance(item, Document):
-            yield item
-            continue
-        batch.append(item)
-        batch_bytes += item.text_bytes
-        if batch_bytes >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-            yield from encode()
-            batch, batch_bytes = [], 0
-    yield from encode()
-
-
-def _training_sample(readers: Sequence[SourceReader], sample_bytes: int) -> Iterator[str]:
-    """Texts to learn a tokenizer from: of each source the first training documents, an equal share of the bytes."""
-    for reader in readers:
-        left = sample_bytes // len(readers)
-        for item in reader.read(lambda _: None):
-            if isinstance(item, Document) and item.split == "train":
-                yield item.text
-                left -= item.text_bytes
-            if left <= 0:
-                break
+def _documents(work: Work, results: Sequence[PartResult]) -> list[Counter[str]]:
+    """How many documents each source of the recipe gave to each split."""
+    documents: list[Counter[str]] = [Counter() for _ in work.recipe.tokenize.sources]
+    for part, result in zip(work.parts, results, strict=True):
+        documents[part.source].update(result.documents)
+    return documents
 
 
 def _check_nothing_is_empty(
-    recipe: Recipe,
-    shards: Path,
-    accepted: Sequence[Counter[str]],
-    rejected: Counter[str],
-    entries: dict[str, SplitEntry],
+    recipe: Recipe, shards: Path, documents: Sequence[Counter[str]], rejected: Counter[str]
 ) -> None:
-    refused = f" ({rejected.total()} records refused, see {shards / REJECTED_NAME})" if rejected else ""
+    refused = (
+        f" ({rejected.total()} records refused, see {PartsFolder(shards).path}/*/{REJECTED_NAME})" if rejected else ""
+    )
     problems = []
-    if TRAIN_KEY not in entries:
+    if not any(counts["train"] for counts in documents):
         problems.append(f"no document is left for training: give more text or a smaller validation_share{refused}")
-    for number, (source, counts) in enumerate(zip(recipe.tokenize.sources, accepted, strict=True)):
+    for number, (source, counts) in enumerate(zip(recipe.tokenize.sources, documents, strict=True)):
         if counts["validation"]:
             continue
         where = f"tokenize.sources.{number}"
-        if isinstance(source, JsonLinesSource) and source.validation:
-            problems.append(f"{where}.validation: its files hold no document{refused}")
-        else:
+        if isinstance(source, TextFolderSource) or source.validation_share:
             problems.append(
                 f"{where}.validation_share: none of the {counts['train']} documents of {source.name} fell into a share "
                 f"of {source.validation_share:g}: raise it{refused}"
             )
+        else:
+            problems.append(f"{where}.validation: its files hold no document{refused}")
     if problems:
         raise UserError("; ".join(problems))
-    measured = {split.source for split in entries.values()}
-    for name in entries[TRAIN_KEY].sources:
+
+
+def _tell_unmeasured(splits: dict[str, SplitEntry]) -> None:
+    measured = {split.source for split in splits.values()}
+    for name in splits[TRAIN_KEY].sources:
         if name not in measured:
             console.print(f"note: source {name} has no validation documents and will not be measured", markup=False)
-
-
-def _use_shards_made_before(recipe: Recipe, shards: Path) -> Manifest:
-    manifest = read_manifest(shards)
-    if manifest.seq_len != recipe.tokenize.seq_len:
-        raise UserError(
-            f"{shards} has rows of seq_len {manifest.seq_len}, the recipe's tokenize.seq_len is "
-            f"{recipe.tokenize.seq_len}: make them equal or point data.shards elsewhere"
-        )
-    _check_nothing_is_damaged(manifest, shards)
-    console.print(f"nothing to do: data.shards points at {shards}, made before", markup=False)
-    return manifest
-
-
-def _use_finished_shards(recipe: Recipe, shards: Path) -> Manifest:
-    manifest = read_manifest(shards)
-    if manifest.settings_sha256 != recipe.tokenize_hash():
-        differences = _differences(manifest.settings, _settings(recipe))
-        raise UserError(
-            f"{shards} was made with other settings ({'; '.join(differences)}): "
-            "give the run another name, or remove that folder to tokenize anew"
-        )
-    _check_nothing_is_damaged(manifest, shards)
-    console.print(f"nothing to do: {shards} is complete", markup=False)
-    return manifest
-
-
-def _check_nothing_is_damaged(manifest: Manifest, shards: Path) -> None:
-    """That all shards are there with their sizes, and the tokenizer that made them."""
-    tokenizer = shards / TOKENIZER_FOLDER / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise WorldError(f"{tokenizer} is missing: bring it back, or remove {shards} and tokenize anew")
-    if sha256_file(tokenizer) != manifest.tokenizer.sha256:
-        raise WorldError(
-            f"{tokenizer} is not the tokenizer that made these shards, its manifest has another sha256: "
-            f"bring it back, or remove {shards} and tokenize anew"
-        )
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            path = shards / shard.name
-            for needed in (path, path.with_suffix(".idx")):
-                if not needed.is_file():
-                    raise WorldError(f"{needed} is missing: bring it back, or remove {shards} and tokenize anew")
-            if path.stat().st_size != shard.bytes:
-                raise WorldError(
-                    f"{path} has {path.stat().st_size} bytes, its manifest says {shard.bytes}: "
-                    f"bring it back, or remove {shards} and tokenize anew"
-                )
-
-
-def _remove_leftovers(shards: Path) -> None:
-    """Remove what an unfinished run of this stage left; other files are none of ours."""
-    shard = re.compile(r"(train|validation-.+)-\d{6}\.(tar|idx)")
-    ours = {REJECTED_NAME, MANIFEST_NAME, TOKENIZER_FOLDER}
-    removed = 0
-    for path in sorted(shards.iterdir()):
-        name = path.name.removesuffix(PARTIAL_SUFFIX)
-        if name in ours or shard.fullmatch(name):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            removed += 1
-    if removed:
-        console.print(f"removed {removed} leftovers of an unfinished run from {shards}", markup=False)
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What `Recipe.tokenize_hash` hashes."""
-    return {"seed": recipe.seed, "tokenize": recipe.tokenize.model_dump(mode="json")}
-
-
-def _differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """Where two nested settings differ, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        below = [(f"{place}.{key}".lstrip("."), before.get(key), now.get(key)) for key in keys]
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        below = [(f"{place}.{number}", *pair) for number, pair in enumerate(zip(before, now, strict=True))]
-    else:
-        return [] if before == now else [f"{place} was {before!r}, is {now!r}"]
-    return [difference for key, old, new in below for difference in _differences(old, new, key)]
 
 
 def _print_summary(manifest: Manifest, shards: Path) -> None:
@@ -269,6 +206,12 @@ def _print_summary(manifest: Manifest, shards: Path) -> None:
         console.print(
             f"{key}: {split.documents:,} documents, {split.tokens:,} tokens, {split.rows:,} rows of "
             f"{manifest.seq_len} + 1, {len(split.shards)} shards",
+            markup=False,
+        )
+    for weight in manifest.weights:
+        console.print(
+            f"{weight.name}: weight {weight.weight:g} by {weight.weight_by}: {weight.documents_written:,} documents, "
+            f"{weight.tokens_written:,} tokens from {weight.documents_read:,} and {weight.tokens_read:,}",
             markup=False,
         )
     if manifest.rejected:

@@ -11,10 +11,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pipeline.console import console
-from pipeline.data.manifest import InputEntry
 from pipeline.errors import UserError, WorldError
-from pipeline.recipe import TextFolderSource
-from tokenization.documents import Document, Item, Rejection, falls_into_validation, printable
+from pipeline.recipe_tokenize import TextFolderSource
+from tokenization.documents import Document, Item, Rejection, Slice, SliceEnd, falls_into_validation, printable
+from tokenization.utf8_text import Utf8Text
+
+LONG_FILE_BYTES = 16 << 20
+"""The text of a larger file is not held as one string, which may take four times its size."""
+
+_File = tuple[str, int, int]
+"""Path below the folder, bytes, time of modification in nanoseconds."""
 
 
 class TextFolderReader:
@@ -24,7 +30,7 @@ class TextFolderReader:
     that none leaves the folder, none loops and no document comes twice. With `max_bytes`, files are taken in the
     seeded order until their sizes reach it; the file that reaches it is still taken whole.
 
-    A folder may hold millions of files, so it gets one `InputEntry`: the sum of the sizes, and the SHA-256 over one
+    A slice is a stretch of that order. A folder may hold millions of files, so a slice's hash is the SHA-256 over one
     line "SHA256-OF-THE-FILE  PATH-BELOW-THE-FOLDER" a file in reading order (`sha256sum`'s own format).
     """
 
@@ -46,16 +52,33 @@ class TextFolderReader:
             raise UserError(f"{self._folder}: no file matches {', '.join(source.include)}{excluded}{linked}")
         if links:
             console.print(f"{self._folder}: {links} symbolic links are not followed", markup=False)
-        self._names, self.total_bytes = self._take(files)
+        self._files = self._take(files)
+        self.text_bytes = sum(size for _, size, _ in self._files)
 
     @property
     def train_files(self) -> list[Path]:
-        return [self._folder / name for name in self._names]
+        return [self._folder / name for name, _, _ in self._files]
 
-    def read(self, advance: Callable[[int], object]) -> Iterator[Item]:
+    def slices(self, part_bytes: int) -> list[Slice]:
+        cut: list[Slice] = []
+        first, size = 0, 0
+        for number, (_, file_bytes, _) in enumerate(self._files, start=1):
+            size += file_bytes
+            if size >= part_bytes or number == len(self._files):
+                cut.append(self._slice(first, number, size))
+                first, size = number, 0
+        return cut
+
+    def _slice(self, start: int, end: int, size: int) -> Slice:
+        digest = hashlib.sha256()
+        for name, file_bytes, modified in self._files[start:end]:
+            digest.update(f"{file_bytes} {modified} ".encode() + os.fsencode(name) + b"\0")
+        return Slice(printable(str(self._folder)), start, end, size, digest.hexdigest(), "train")
+
+    def read(self, piece: Slice, advance: Callable[[int], object]) -> Iterator[Item]:
         combined = hashlib.sha256()
         total = 0
-        for name in self._names:
+        for name, _, _ in self._files[piece.start : piece.end]:
             path = self._folder / name
             try:
                 content = path.read_bytes()
@@ -64,14 +87,14 @@ class TextFolderReader:
             # Names come from the disk and may not be UTF-8; fsencode gives back the bytes that stand there.
             combined.update(hashlib.sha256(content).hexdigest().encode() + b"  " + os.fsencode(name) + b"\n")
             total += len(content)
-            advance(len(content))
             yield self._document(name, path, content)
-        yield InputEntry(path=printable(str(self._folder)), bytes=total, sha256=combined.hexdigest())
+            advance(len(content))
+        yield SliceEnd(0, total, combined.hexdigest())
 
     def _document(self, name: str, path: Path, content: bytes) -> Document | Rejection:
         shown = printable(str(path))
         try:
-            text = content.decode("utf-8")
+            text = content.decode("utf-8") if len(content) <= LONG_FILE_BYTES else Utf8Text(content)
         except UnicodeDecodeError as error:
             return Rejection(shown, None, "not_utf8", str(error))
         in_validation = falls_into_validation(
@@ -80,9 +103,9 @@ class TextFolderReader:
         split = "validation" if in_validation else "train"
         return Document(text, len(content), self._source.name, split, shown, None)
 
-    def _find(self) -> tuple[list[tuple[str, int]], int]:
-        """All matching files as (path below the folder, bytes), and how many links were passed over."""
-        found: list[tuple[str, int]] = []
+    def _find(self) -> tuple[list[_File], int]:
+        """All matching files, and how many links were passed over."""
+        found: list[_File] = []
         links = 0
 
         def unreadable(error: OSError) -> None:
@@ -99,7 +122,7 @@ class TextFolderReader:
                     continue
                 status = os.lstat(os.path.join(here, name))
                 if stat.S_ISREG(status.st_mode):
-                    found.append((prefix + name, status.st_size))
+                    found.append((prefix + name, status.st_size, status.st_mtime_ns))
                 links += stat.S_ISLNK(status.st_mode)
         return found, links
 
@@ -111,21 +134,21 @@ class TextFolderReader:
         whole = [pattern.removesuffix("/**") for pattern in self._source.exclude if pattern.endswith("/**")]
         return any(_matches(folder, pattern) for pattern in whole)
 
-    def _take(self, files: list[tuple[str, int]]) -> tuple[list[str], int]:
-        """The seeded order of `files`, cut where the sizes reach `max_bytes`; and the sum of the sizes taken."""
+    def _take(self, files: list[_File]) -> list[_File]:
+        """The seeded order of `files`, cut where the sizes reach `max_bytes`."""
 
-        def place(file: tuple[str, int]) -> tuple[bytes, str]:
+        def place(file: _File) -> tuple[bytes, str]:
             key = f"{self._seed}\0{self._source.name}\0".encode() + os.fsencode(file[0])
             return hashlib.blake2b(key, digest_size=16).digest(), file[0]
 
-        names: list[str] = []
+        taken: list[_File] = []
         total = 0
-        for name, size in sorted(files, key=place):
+        for file in sorted(files, key=place):
             if self._source.max_bytes != "all" and total >= self._source.max_bytes:
                 break
-            names.append(name)
-            total += size
-        return names, total
+            taken.append(file)
+            total += file[1]
+        return taken
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from pipeline.console import console
 from pipeline.data.manifest import TokenizerEntry
 from pipeline.durable import fsync_file, fsync_folder, sha256_file
 from pipeline.errors import UserError, WorldError
+from tokenization.documents import Text, pieces_of
+from tokenization.fast_encoding import FastEncoder, byte_characters, fast_encoder
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -27,16 +28,25 @@ PADDING_TOKEN = "<|padding|>"
 TRAINED_NAME = "byte-level BPE trained on the sources"
 # `tokenizers` takes over 100 times a text's size in memory while it encodes it.
 PIECE_CHARACTERS = 1 << 20
-# Words on both sides of one space or line feed: the byte-level pre-tokenizer always cuts before that space.
-BETWEEN_WORDS = re.compile(r"[A-Za-z0-9](?=[ \n][A-Za-z0-9])")
+FARTHEST_CUT = 2 * PIECE_CHARACTERS
+# A letter or digit before a character that is neither: the byte-level pre-tokenizer always cuts there, with or without
+# the text behind it, and no normalisation joins the two.
+BETWEEN_WORDS = re.compile(
+    "[A-Za-z0-9\u0400-\u0481\u0621-\u064a\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]"
+    "(?=[ \n.,;:!?\u3001\u3002\uff0c])"
+)
 
 
 class DocumentTokenizer:
-    """Turns documents into token ids, without end-of-document marks.
+    """Turns documents into token ids, without end-of-document marks, in this process alone.
 
     Special tokens are recognised nowhere in a text: the characters "<|endoftext|>" inside a document are encoded like
     any other characters. So a text cannot forge a document's end, and decoding gives every document back. GPT-NeoX's
     own preprocessing takes such characters for the mark; that is the one place where ids differ from it.
+
+    Texts of more than `PIECE_CHARACTERS` are encoded in pieces, cut where that changes no id. Only where there is no
+    such place on `PIECE_CHARACTERS` characters, a text is cut all the same, because memory is bounded. A tokenizer
+    with another pre-tokenizer or normaliser has no place known to be safe: it gets texts whole, whatever the memory.
     """
 
     def __init__(self, folder: Path, name: str, end_of_document: str) -> None:
@@ -44,13 +54,6 @@ class DocumentTokenizer:
         path = folder / TOKENIZER_FILE
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True
-        words = self._tokenizer.pre_tokenizer
-        self._cuts_between_words = (
-            isinstance(words, pre_tokenizers.ByteLevel)
-            and words.use_regex
-            and not words.add_prefix_space
-            and isinstance(self._tokenizer.normalizer, normalizers.NFC | None)
-        )
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.entry = TokenizerEntry(
             name=name,
@@ -58,39 +61,138 @@ class DocumentTokenizer:
             vocab_size=max(vocabulary.values()) + 1,
             end_of_document_id=vocabulary[end_of_document],
         )
+        self.dtype = np.dtype(np.uint16 if self.entry.vocab_size <= 1 << 16 else np.uint32)
+        """Of all ids."""
+        self._cuts = _may_be_cut_between_words(self._tokenizer)
+        self._bytes_of_id = _bytes_of_ids(self._tokenizer, self.entry.vocab_size)
+        encoder = fast_encoder(self._tokenizer, self.dtype)
+        self._fast = encoder if isinstance(encoder, FastEncoder) else None
+        self.why_not_fast = encoder if isinstance(encoder, str) else None
+        """A few words on the tokenizer, to be printed; None where encoding is fast."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores; a text may give none.
+    @property
+    def fast(self) -> bool:
+        """Whether texts are encoded without the `tokenizers` library, where possible."""
+        return self._fast is not None
 
-        A very long text is encoded in pieces, which bounds the memory, where that changes no id.
+    def encode(self, text: Text) -> np.ndarray:
+        """Token ids of `text`, [tokens] of `dtype`; there may be none.
+
+        Raises `UnicodeEncodeError` or `TypeError` where `text` holds half of a surrogate pair, which is no text.
         """
-        ids: list[list[int]] = [[] for _ in texts]
-        group: list[tuple[int, str]] = []
+        pieces = self._pieces(text)
+        ids = self._encode_piece(next(pieces))
+        for piece in pieces:
+            ids = ids if isinstance(ids, bytearray) else bytearray(ids)
+            ids += self._encode_piece(piece)
+        return np.frombuffer(ids, self.dtype)
+
+    def encode_batch(self, texts: Sequence[Text]) -> list[np.ndarray]:
+        """What `encode` gives for each text; less work than single calls where the library encodes."""
+        if self._fast is not None:
+            return [self.encode(text) for text in texts]
+        ids: list[np.ndarray] = []
+        group: list[str] = []
         characters = 0
+        for text in texts:
+            short = text if isinstance(text, str) and len(text) <= PIECE_CHARACTERS else None
+            if short is None or characters + len(short) > PIECE_CHARACTERS:
+                ids += self._encode_with_library(group)
+                group, characters = [], 0
+            if short is None:
+                ids.append(self.encode(text))
+            else:
+                group.append(short)
+                characters += len(short)
+        return ids + self._encode_with_library(group)
+
+    def check(self, texts: Iterable[Text]) -> str | None:
+        """Compare fast ids with the library's on the first piece of each text; None where they are equal.
+
+        At the first difference the library takes over for good; what is returned, and `why_not_fast`, say where it was.
+        """
         for number, text in enumerate(texts):
-            for piece in self._pieces(text):
-                group.append((number, piece))
-                characters += len(piece)
-                if characters >= PIECE_CHARACTERS:
-                    self._encode_into(ids, group)
-                    group, characters = [], 0
-        self._encode_into(ids, group)
-        return ids
-
-    def _encode_into(self, ids: list[list[int]], group: list[tuple[int, str]]) -> None:
-        encodings = self._tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-        for (number, _), encoding in zip(group, encodings, strict=True):
-            ids[number].extend(encoding.ids)
-
-    def _pieces(self, text: str) -> Iterator[str]:
-        start = 0
-        while self._cuts_between_words and len(text) - start > PIECE_CHARACTERS:
-            place = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)
-            if place is None:
+            if self._fast is None:
                 break
-            yield text[start : place.end()]
-            start = place.end()
-        yield text[start:]
+            piece = next(self._pieces(text))
+            ids = np.frombuffer(self._encode_piece(piece), self.dtype)
+            (expected,) = self._encode_with_library([piece])
+            if not np.array_equal(ids, expected):
+                common = min(len(ids), len(expected))
+                place = int(np.argmax(np.append(ids[:common] != expected[:common], True)))
+                self._fast = None
+                self.why_not_fast = f"text {number + 1} of those compared has other ids from token {place} on"
+                return self.why_not_fast
+        return None
+
+    def text_bytes_of(self, ids: np.ndarray) -> int:
+        """Bytes of UTF-8 in the text that `ids`, unsigned and below the vocabulary's size, stand for.
+
+        Exact for byte-level tokenizers; for others, a token counts as it is spelt in the vocabulary.
+        """
+        return int(self._bytes_of_id[ids].sum(dtype=np.int64))
+
+    def _encode_piece(self, piece: str) -> bytes | bytearray:
+        ids = self._fast.encode(piece) if self._fast is not None else None
+        return self._encode_with_library([piece])[0].tobytes() if ids is None else ids
+
+    def _encode_with_library(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def _pieces(self, text: Text) -> Iterator[str]:
+        """Strings that make up `text`, at least one; the same ones however a `LongText` is cut itself."""
+        if not self._cuts:
+            yield "".join(pieces_of(text))
+            return
+        held, start = "", 0
+        for more in pieces_of(text):
+            held, start = held[start:] + more, 0
+            # The longest piece and one character behind it must be there.
+            while len(held) - start > FARTHEST_CUT:
+                end = _cut(held, start)
+                yield held[start:end]
+                start = end
+        while len(held) - start > PIECE_CHARACTERS:
+            end = _cut(held, start)
+            yield held[start:end]
+            start = end
+        if start == 0 or start < len(held):
+            yield held[start:]
+
+
+def _cut(text: str, start: int) -> int:
+    """Where the piece of `text` that begins at `start` ends: between words if that is possible."""
+    place = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS - 1, start + FARTHEST_CUT + 1)
+    return place.end() if place else min(start + FARTHEST_CUT, len(text))
+
+
+def _may_be_cut_between_words(tokenizer: Tokenizer) -> bool:
+    """Whether pieces cut where `BETWEEN_WORDS` finds a place have the ids of the whole text."""
+    words = tokenizer.pre_tokenizer
+    return (
+        isinstance(words, pre_tokenizers.ByteLevel)
+        and words.use_regex
+        and not words.add_prefix_space
+        and isinstance(tokenizer.normalizer, normalizers.NFC | None)
+        # An added token may reach across such a place, by what it is or by the spaces and words that it minds.
+        and not any(
+            not token.special
+            and (BETWEEN_WORDS.search(token.content) or token.lstrip or token.rstrip or token.single_word)
+            for token in tokenizer.get_added_tokens_decoder().values()
+        )
+    )
+
+
+def _bytes_of_ids(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """[vocab_size] UTF-8 bytes of each token's text; 0 where no token has that id."""
+    bytes_of = np.zeros(vocab_size, np.int32)
+    spelling_of_bytes = set(byte_characters()) if isinstance(tokenizer.decoder, decoders.ByteLevel) else set()
+    for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
+        bytes_of[number] = len(token if spelling_of_bytes.issuperset(token) else token.encode())
+    for number, token in tokenizer.get_added_tokens_decoder().items():
+        bytes_of[number] = len(token.content.encode())
+    return bytes_of
 
 
 def load_tokenizer(where: str, end_of_document: str) -> tuple[Tokenizer, dict[str, str]]:
@@ -151,6 +253,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end_of_document: str)
 
 def save_tokenizer(tokenizer: Tokenizer, special_tokens: Mapping[str, str], folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, which `AutoTokenizer` loads without network."""
+    from transformers import PreTrainedTokenizerFast  # a second to import, which workers never need
+
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
     wrapped.save_pretrained(str(folder))
     for name in (TOKENIZER_FILE, CONFIG_FILE):
@@ -170,6 +274,8 @@ def _find_tokenizer(where: str) -> tuple[Path, Path | None]:
         return _find_tokenizer(str(path / TOKENIZER_FILE))
     if where.startswith(("/", ".", "~")) or where.endswith(".json") or where.count("/") > 1:
         raise UserError(f"tokenize.tokenizer: {where}: no such file or folder")
+    from transformers.utils.hub import cached_file
+
     try:
         tokenizer_file = cached_file(where, TOKENIZER_FILE)
         config_file = cached_file(where, CONFIG_FILE, _raise_exceptions_for_missing_entries=False)

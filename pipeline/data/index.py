@@ -28,8 +28,8 @@ class ShardIndex:
     meta_bytes: np.ndarray
 
 
-def read_index(path: Path, content: bytes) -> ShardIndex:
-    """Parse `content`, what stands in the file `path`; `WorldError` naming the file where it is no such index."""
+def read_index(path: Path | str, content: bytes) -> ShardIndex:
+    """Parse `content`, what stands in the file or at the URL `path`; `WorldError` naming it where it is no index."""
     try:
         first, *lines = content.decode("utf-8").splitlines()
         version, samples = first.split(" ")

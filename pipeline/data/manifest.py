@@ -78,6 +78,19 @@ class InputEntry(_Entry):
     sha256: str
 
 
+class WeightEntry(_Entry):
+    """What a weight made of the training documents of a source of the recipe."""
+
+    name: str
+    weight: float
+    weight_by: Literal["documents", "tokens"]
+    documents_read: int
+    tokens_read: int
+    """End-of-document marks included, as below."""
+    documents_written: int
+    tokens_written: int
+
+
 class Manifest(_Entry):
     schema_version: int = SCHEMA_VERSION
     tokenizer: TokenizerEntry
@@ -88,6 +101,8 @@ class Manifest(_Entry):
     """Keyed "train" and "validation-SOURCE"; the key is the prefix of the shards' names."""
     rejected: dict[str, int]
     """Refused documents by reason; each stands in rejected.jsonl."""
+    weights: list[WeightEntry] = []
+    """Of sources whose weight is not 1."""
     inputs: list[InputEntry]
     settings_sha256: str
     """Hash of the recipe's tokenize section and seed: tells whether a finished stage is the one asked for."""

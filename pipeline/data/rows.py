@@ -1,56 +1,41 @@
 """Rows by position: any row of a split without touching the rest of it.
 
-Tars are mapped into memory and a chunk's tokens are seen in place, so a row costs one small copy and the pages it lies
-on. What is kept a chunk is its place in the index.
+At the start only the manifest and one listing are looked at; a shard's index and headers are read when its first row is
+asked for. Rows are read with pread into one array a batch and converted from there into the int64 batch: about as fast
+as from mapped memory, and a file that is cut short or cannot be read is an error with its name here, where mapped
+memory would end the process by a signal without a word. The kernel is told of all rows of a batch before the first is
+read, so that they come from disk or network together and not one after the other.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import mmap
+import contextlib
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
 
-from pipeline.data.index import ShardIndex, read_index
-from pipeline.data.manifest import Manifest, ShardEntry
+from pipeline.data.index import read_index
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard_layout import LayoutCache, ShardLayout, cut_short
+from pipeline.data.shard_source import LocalShards, ShardSource, index_name
 from pipeline.errors import WorldError
 
 IGNORED_LABEL = -100
 """Cross entropy's ignore_index; stands where a label is padding."""
-# Every mapping holds a file descriptor, of which a process has 1,024 by default.
-OPEN_SHARDS = 256
-# Longer than any header that numpy writes for a two-dimensional array.
-LONGEST_HEADER_BYTES = 256
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a chunk's .npy lies in the tar: its header, literally, and what the header says."""
-
-    header: bytes
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * self.shape[1]
 
 
 class RowReader:
     """Reads the rows of one split ("train", "validation-SOURCE"). For one thread at a time."""
 
-    def __init__(self, shards: Path, manifest: Manifest, split_key: str) -> None:
-        """Open the split's indices and compare sizes with the manifest; shards' hashes are not computed here.
+    def __init__(self, shards: Path | ShardSource, manifest: Manifest, split_key: str) -> None:
+        """List the shards, a folder or another source, and compare names and sizes with the manifest.
 
-        Raises `WorldError` naming the file for a shard or index that is missing, has another size or content than the
-        manifest says, or does not hold the rows that it should.
+        Raises `WorldError` naming the first file that is missing or has another size.
         """
         split = manifest.splits[split_key]
         self.rows = split.rows
@@ -59,14 +44,16 @@ class RowReader:
         """Tokens at the end of the last row that belong to no document."""
         self.row_tokens = manifest.seq_len + 1
         """Tokens a row stores."""
-        self._paths = [shards / shard.name for shard in split.shards]
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-        self._indices = [_open_index(path, shard) for path, shard in zip(self._paths, split.shards, strict=True)]
-        # The header of a shard's first chunk; all others but the split's last have the same.
-        self._layouts = [self._read_layout(shard, 0) for shard in range(len(self._paths))]
-        chunk_rows = [self._chunk_rows(number, shard) for number, shard in enumerate(split.shards)]
-        self._chunk_ends = np.cumsum(np.concatenate(chunk_rows)) if chunk_rows else np.zeros(0, np.int64)
-        self._shard_first_chunk = np.cumsum([0, *(len(counts) for counts in chunk_rows)])
+        self.chunk_rows = -(-split.shards[0].rows // split.shards[0].chunks) if split.shards else 1
+        """Rows a chunk, by the manifest: exact where all chunks but the split's last are equal and there are several
+        shards; it decides what `shuffle: chunks` keeps together, and nothing else."""
+        self._vocab_size = manifest.tokenizer.vocab_size
+        self._source: ShardSource = LocalShards(shards) if isinstance(shards, Path) else shards
+        self._shards = split.shards
+        self._shard_ends = np.cumsum([shard.rows for shard in split.shards], dtype=np.int64)
+        self._layouts = LayoutCache(split.shards)
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._source.require(split.shards)
 
     def __enter__(self) -> RowReader:
         return self
@@ -77,114 +64,130 @@ class RowReader:
         self.close()
 
     def close(self) -> None:
-        """Give the mapped files back."""
-        while self._maps:
-            self._maps.popitem()[1].close()
+        """Close the files; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows at `indices` (each in [0, rows), in any order, repeats allowed): int64 [n, seq_len + 1].
 
         Raises `WorldError` naming the shard where a chunk is not what the index and the manifest promise.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and not (int(wanted.min()) >= 0 and int(wanted.max()) < self.rows):
-            raise IndexError(f"row numbers must lie in [0, {self.rows})")
-        chunks = np.searchsorted(self._chunk_ends, wanted, side="right")
-        rows = np.empty((len(wanted), self.row_tokens), dtype=np.int64)
-        for place, (row, chunk) in enumerate(zip(wanted.tolist(), chunks.tolist(), strict=True)):
-            first_row = int(self._chunk_ends[chunk - 1]) if chunk else 0
-            rows[place] = self._chunk_tokens(chunk)[row - first_row]
-        return rows
+        return self._stored(np.asarray(indices, dtype=np.int64)).astype(np.int64)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of the rows at `indices`, both int64 [n, seq_len].
 
         The labels are shifted already: shift_labels[:, t] is the token after inputs[:, t], or IGNORED_LABEL where that
-        token is padding. A last row with a single real token has no label at all.
+        token is padding. A last row with a single real token has no label at all. Errors as in `read`.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        rows = torch.from_numpy(self.read(wanted))
-        inputs, shift_labels = rows[:, :-1].contiguous(), rows[:, 1:].clone()
+        stored = self._stored(wanted)
+        inputs = torch.empty((len(wanted), self.row_tokens - 1), dtype=torch.int64)
+        shift_labels = torch.empty_like(inputs)
+        inputs.numpy()[...] = stored[:, :-1]
+        shift_labels.numpy()[...] = stored[:, 1:]
         if self.padding_tokens:
-            last = torch.from_numpy(wanted == self.rows - 1)
-            shift_labels[last, -self.padding_tokens :] = IGNORED_LABEL
+            shift_labels[torch.from_numpy(wanted == self.rows - 1), -self.padding_tokens :] = IGNORED_LABEL
         return inputs, shift_labels
 
-    def _chunk_tokens(self, chunk: int) -> np.ndarray:
-        """A chunk's tokens [rows, seq_len + 1] in place, read-only."""
-        shard = int(np.searchsorted(self._shard_first_chunk, chunk, side="right")) - 1
-        number = chunk - int(self._shard_first_chunk[shard])
-        layout = self._layouts[shard]
-        offset = int(self._indices[shard].tokens_offset[number])
-        mapped = self._map(shard)
-        if mapped[offset : offset + len(layout.header)] != layout.header:
-            layout = self._read_layout(shard, number)
-        expected_rows = int(self._chunk_ends[chunk] - (self._chunk_ends[chunk - 1] if chunk else 0))
-        if layout.shape[0] != expected_rows:
-            raise WorldError(
-                f"{self._paths[shard]} is damaged: chunk {number} has {layout.shape[0]} rows instead of {expected_rows}"
-            )
-        data = offset + len(layout.header)
-        return np.frombuffer(mapped, layout.dtype, layout.shape[0] * layout.shape[1], data).reshape(layout.shape)
+    def _stored(self, wanted: np.ndarray) -> np.ndarray:
+        """The rows as they are stored, unsigned integers [n, seq_len + 1]."""
+        if wanted.size and not (int(wanted.min()) >= 0 and int(wanted.max()) < self.rows):
+            raise IndexError(f"row numbers must lie in [0, {self.rows})")
+        shards = np.searchsorted(self._shard_ends, wanted, side="right")
+        numbers = np.unique(shards).tolist()
+        self._source.prepare([self._shards[number] for number in numbers if number not in self._files])
+        offsets = np.empty(len(wanted), dtype=np.int64)
+        types: dict[int, np.dtype] = {}
+        for number in numbers:
+            layout = self._layout(number)
+            places = np.flatnonzero(shards == number)
+            first_row = int(self._shard_ends[number]) - self._shards[number].rows
+            offsets[places] = layout.offsets(wanted[places] - first_row, self._file(number))
+            types[number] = layout.dtype
+        distinct = set(types.values())
+        stored = np.empty((len(wanted), self.row_tokens), distinct.pop() if len(distinct) == 1 else np.dtype(np.uint64))
+        runs = list(_runs(shards, offsets, {number: self._row_bytes(dtype) for number, dtype in types.items()}))
+        if len(numbers) <= self._source.most_open:
+            for number, _, count, offset in runs:
+                self._announce(number, offset, count * self._row_bytes(types[number]))
+        view = stored.reshape(-1).view(np.uint8).data
+        for number, place, count, offset in runs:
+            row_bytes = self._row_bytes(types[number])
+            if types[number] == stored.dtype:
+                self._fill(number, offset, view[place * row_bytes : (place + count) * row_bytes])
+            else:
+                found = np.empty((count, self.row_tokens), types[number])
+                self._fill(number, offset, found.reshape(-1).view(np.uint8).data)
+                stored[place : place + count] = found
+        if stored.size and int(stored.max()) >= self._vocab_size:
+            raise self._beyond_vocabulary(wanted, shards, stored)
+        return stored
 
-    def _map(self, shard: int) -> mmap.mmap:
-        mapped = self._maps.get(shard)
-        if mapped is None:
-            try:
-                with open(self._paths[shard], "rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise WorldError(f"{self._paths[shard]} cannot be read: {error.strerror}") from error
-            self._maps[shard] = mapped
-            if len(self._maps) > OPEN_SHARDS:
-                self._maps.popitem(last=False)  # closes itself once no view is left
-        else:
-            self._maps.move_to_end(shard)
-        return mapped
+    def _row_bytes(self, dtype: np.dtype) -> int:
+        return dtype.itemsize * self.row_tokens
 
-    def _read_layout(self, shard: int, number: int) -> _Layout:
-        """The header of a chunk's .npy, honoured as it stands."""
-        index = self._indices[shard]
-        offset, size = int(index.tokens_offset[number]), int(index.tokens_bytes[number])
-        head = io.BytesIO(self._map(shard)[offset : offset + min(size, LONGEST_HEADER_BYTES)])
+    def _announce(self, number: int, offset: int, size: int) -> None:
+        """Let the kernel fetch what will be read in a moment; a file system may decline."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._file(number), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _fill(self, number: int, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from a shard."""
         try:
-            if np.lib.format.read_magic(head) != (1, 0):
-                raise ValueError("the .npy is of another version than 1.0")
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
-            layout = _Layout(head.getvalue()[: head.tell()], dtype, shape)
-            if fortran_order or dtype.kind != "u" or len(shape) != 2 or shape[1] != self.row_tokens:
-                raise ValueError(f"{dtype} {list(shape)} instead of unsigned [rows, {self.row_tokens}]")
-            if len(layout.header) + shape[0] * layout.row_bytes != size:
-                raise ValueError(f"{list(shape)} does not fill its {size} bytes")
-        except ValueError as error:
-            raise WorldError(f"{self._paths[shard]} is damaged: tokens of chunk {number}: {error}") from error
-        return layout
+            done = os.preadv(self._file(number), [buffer], offset)
+            while done < len(buffer):  # a network file system may give less at once than was asked for
+                more = os.preadv(self._file(number), [buffer[done:]], offset + done)
+                if not more:
+                    raise cut_short(self._name(number), offset + done)
+                done += more
+        except OSError as error:
+            raise WorldError(f"{self._name(number)} cannot be read: {error.strerror}") from error
 
-    def _chunk_rows(self, number: int, shard: ShardEntry) -> np.ndarray:
-        """Rows of each chunk of a shard, int64 [chunks], from the members' sizes.
+    def _layout(self, number: int) -> ShardLayout:
+        def make(room: np.ndarray) -> ShardLayout:
+            shard, name = self._shards[number], self._name(number)
+            index = read_index(index_name(name), self._source.index(shard))
+            return ShardLayout(name, shard, index, self._file(number), self.row_tokens, room)
 
-        Reading every header at opening would touch every page of a large data set; each is checked when it is read.
-        """
-        layout = self._layouts[number]
-        data_bytes = self._indices[number].tokens_bytes - len(layout.header)
-        rows = data_bytes // layout.row_bytes
-        if len(rows) != shard.chunks or int(rows.sum()) != shard.rows or np.any(data_bytes % layout.row_bytes):
-            raise WorldError(
-                f"{self._paths[number]} does not hold the {shard.chunks} chunks and {shard.rows} rows of the manifest"
-            )
-        return rows
+        return self._layouts.get(number, make)
+
+    def _file(self, number: int) -> int:
+        descriptor = self._files.get(number)
+        if descriptor is None:
+            descriptor = self._source.open(self._shards[number])
+            self._files[number] = descriptor
+            if len(self._files) > self._source.most_open:
+                os.close(self._files.popitem(last=False)[1])
+        else:
+            self._files.move_to_end(number)
+        return descriptor
+
+    def _name(self, number: int) -> str:
+        return self._source.name(self._shards[number])
+
+    def _beyond_vocabulary(self, wanted: np.ndarray, shards: np.ndarray, stored: np.ndarray) -> WorldError:
+        place = int(stored.max(axis=1).argmax())
+        number = int(shards[place])
+        row = int(wanted[place] - self._shard_ends[number] + self._shards[number].rows)
+        return WorldError(
+            f"{self._name(number)} is damaged: chunk {self._layout(number).chunk_of(row)} holds token "
+            f"{int(stored[place].max())}, the vocabulary ends before {self._vocab_size}: restore it"
+        )
 
 
-def _open_index(path: Path, shard: ShardEntry) -> ShardIndex:
-    """The index of the shard at `path`, both compared with the manifest's entry."""
-    index_path = path.with_suffix(".idx")
-    try:
-        found_bytes = path.stat().st_size
-        content = index_path.read_bytes()
-    except OSError as error:
-        raise WorldError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if found_bytes != shard.bytes:
-        raise WorldError(f"{path} has {found_bytes} bytes, its manifest says {shard.bytes}: restore it")
-    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise WorldError(f"{index_path} is not the index that its manifest names: restore it")
-    return read_index(index_path, content)
+def _runs(shards: np.ndarray, offsets: np.ndarray, row_bytes: dict[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Shard, first place in the batch, number of rows and offset of what one read gives, shard by shard.
+
+    row_bytes: by shard, in ascending order.
+    """
+    order = np.argsort(shards, kind="stable")
+    in_order, starts = shards[order], offsets[order]
+    strides = np.fromiter(row_bytes.values(), np.int64)[np.searchsorted(list(row_bytes), in_order)]
+    follows = (np.diff(in_order) == 0) & (np.diff(order) == 1) & (np.diff(starts) == strides[1:])
+    first = np.flatnonzero(np.concatenate([[True], ~follows])) if len(order) else np.zeros(0, np.int64)
+    counts = np.diff(np.append(first, len(order)))
+    yield from zip(
+        in_order[first].tolist(), order[first].tolist(), counts.tolist(), starts[first].tolist(), strict=True
+    )

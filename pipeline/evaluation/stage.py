@@ -40,6 +40,7 @@ def evaluate(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest",
         raise UserError(f"there is no evaluation suite {suite!r}: take {VALIDATION!r}")
     try:
         checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
+        folder.open_shards()
         manifest = read_manifest(folder.shards)
         require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
         output = folder.evaluation(checkpoint.name, suite)
@@ -101,10 +102,11 @@ def evaluate_model(
             f"{folder.shards} holds no validation rows: set tokenize's validation files or validation_share"
         )
     sums: dict[str, DepthSums] = {}
+    source = folder.open_shards()
     with _progress() as progress:
         task = progress.add_task("evaluate", total=sum(rows.values()))
         for key, count in rows.items():
-            with RowReader(folder.shards, manifest, key) as reader:
+            with RowReader(source, manifest, key) as reader:
                 sums[key] = measure(model, reader, count, section.batch_rows, lambda n: progress.advance(task, n))
     sources: dict[str, Measured] = {}
     total, text_bytes = DepthSums(model.config.max_passes), 0.0

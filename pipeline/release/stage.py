@@ -15,6 +15,7 @@ from pipeline.checkpoint import Checkpoint, find_checkpoint, load_model, require
 from pipeline.console import console
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.rows import RowReader
+from pipeline.data.shard_source import ShardSource
 from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder, sha256_file, write_text
 from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics, read_metrics
@@ -55,6 +56,7 @@ def release(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest", 
 
     try:
         checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
+        folder.open_shards()
         manifest = read_manifest(folder.shards)
         require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
         repair_folder(folder.release)
@@ -98,7 +100,7 @@ def _make(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     versions = installed_versions()
     with console.status(f"release: {checkpoint.name}, {parameters:,} parameters, {identity.dtype}") as status:
-        inputs = _verification_inputs(folder.shards, manifest, model)
+        inputs = _verification_inputs(folder.open_shards(), manifest, model)
         trained_logits = logits_of(model, inputs)
         export(model, identity.dtype, folder.shards, manifest.tokenizer, partial)
         status.update("release: loading it in a fresh process")
@@ -141,7 +143,7 @@ def _make(
     write_provenance(partial, provenance)
 
 
-def _verification_inputs(shards: Path, manifest: Manifest, model: AdaPonderForCausalLM) -> torch.Tensor:
+def _verification_inputs(shards: Path | ShardSource, manifest: Manifest, model: AdaPonderForCausalLM) -> torch.Tensor:
     """Token ids int64 [B, n]: the first validation row of up to four sources, or of the training set without any."""
     keys = [key for key, split in manifest.splits.items() if split.split == "validation" and split.rows] or ["train"]
     rows = []

@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.console import console
 from pipeline.data.manifest import read_manifest
+from pipeline.data.shard_cache import is_url
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.identity import (
@@ -35,6 +36,7 @@ from pipeline.tracking.server import (
     experiment_id,
     flat,
     noted_uri,
+    without_secrets,
 )
 from pipeline.versions import installed_versions
 
@@ -181,11 +183,13 @@ class TrainingRun:
                 name: {"rows": split.rows, "tokens": split.tokens, "documents": split.documents}
                 for name, split in manifest.splits.items()
             }
+            shards = self._folder.recipe.data.shards
+            uri = without_secrets(shards) if is_url(shards) else self._folder.shards.resolve().as_uri()
             dataset = Dataset(
                 name=self._folder.shards.resolve().name if self._shards_are_shared() else self._folder.recipe.name,
                 digest=digest,
                 source_type="local",
-                source=json.dumps({"uri": self._folder.shards.resolve().as_uri()}),
+                source=json.dumps({"uri": uri}),
                 profile=json.dumps({"seq_len": manifest.seq_len, "splits": splits}),
             )
             context = InputTag("mlflow.data.context", "training")

@@ -18,7 +18,7 @@ from pipeline.data.order import accumulation_steps
 from pipeline.data.vocabulary import check_vocabulary
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig
-from pipeline.recipe import ModelSection, Recipe
+from pipeline.recipe import DataSection, ModelSection, Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.computation import check_computation
 from pipeline.training.engine import read_strategy, zero_stage
@@ -87,6 +87,7 @@ def check_training(recipe: Recipe, folder: RunFolder, world_size: int, resume: s
     Raises `UserError` with the first contradiction.
     """
     stage, config = check_recipe(recipe, world_size)
+    folder.open_shards()
     manifest = read_manifest(folder.shards)
     if manifest.seq_len != recipe.tokenize.seq_len:
         raise UserError(
@@ -138,6 +139,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     defaults = {name: field.default for name, field in ModelSection.model_fields.items()}
     fixed = {
         "seed": lambda recipe: recipe["seed"],
+        "data.shuffle": lambda recipe: recipe["data"].get("shuffle", DataSection().shuffle),
         "model": lambda recipe: {**defaults, **recipe["model"]},
         "train.global_batch": lambda recipe: recipe["train"]["global_batch"],
         "train.micro_batch": lambda recipe: recipe["train"]["micro_batch"],

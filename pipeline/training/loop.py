@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from pipeline.data.batches import TrainingBatches
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
+from pipeline.training.agreement import read_together
 from pipeline.training.checks import TrainingPlan
 from pipeline.training.engine import Engine, set_halting, set_learning_rate
 from pipeline.training.phases import Segment, learning_rate, phase_at, ponder_fraction
@@ -41,7 +43,7 @@ def train_segment(
     `post_step` gets the number of steps taken and the metrics of a logged step; `on_skipped_step` the number of a step
     that DeepSpeed skipped because its gradients were not finite; `save` the engine and the number of steps taken, on
     every rank, every `checkpoint_every_steps` and at the end. Raises `WorldError` when the loss is no
-    longer finite; what was saved before is kept.
+    longer finite, and on every rank when a rank cannot read its rows; what was saved before is kept.
     """
     train = recipe.train
     device = engine.device
@@ -59,7 +61,8 @@ def train_segment(
         # A step that is saved is looked at, so that no checkpoint holds weights after a loss that was not finite.
         logged = saved or taken % train.log_every_steps == 0
         sums = StepSums(plan.config, device) if logged else None
-        for inputs, shift_labels in batches.step(step):
+        micro_batches = read_together(partial(batches.step, step), device)
+        for inputs, shift_labels in micro_batches:
             output = engine(
                 input_ids=inputs.to(device, non_blocking=True),
                 shift_labels=shift_labels.to(device, non_blocking=True),

@@ -20,12 +20,14 @@ from pipeline.checkpoint import FROZEN_FILE, checkpoint_name, find_checkpoint, l
 from pipeline.console import console
 from pipeline.data.batches import TrainingBatches
 from pipeline.data.rows import RowReader
+from pipeline.data.shard_cache import room_note
 from pipeline.durable import write_json
 from pipeline.errors import WorldError
 from pipeline.events import append_event
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
+from pipeline.training.agreement import read_together
 from pipeline.training.attempt import hold_run
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
 from pipeline.training.computation import describe_computation, set_computation
@@ -118,6 +120,9 @@ def _train_as_rank_0(recipe: Recipe, folder: RunFolder, attempt: int, resume: st
     tracker = Tracker(folder, plan.manifest_hash, attempt)
     told = "; ".join(f"{name}: {value}" for name, value in computation.items())
     console.print(f"train: {plan.world_size} ranks over {dist.get_backend()}; {told}")
+    data = recipe.data
+    if note := room_note(data.shards, data.cache_bytes, data.shuffle, plan.manifest.train.shards):
+        console.print(f"[yellow]{note}[/yellow]", highlight=False)
     try:
         tracker.start()
         with (
@@ -147,10 +152,18 @@ def _run_segments(recipe: Recipe, folder: RunFolder, plan: TrainingPlan, hooks: 
     """Every segment that is left, each with an engine of its own; collective."""
     train, rank = recipe.train, dist.get_rank()
     checkpoint = plan.resume_from
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with (
-        RowReader(folder.shards, plan.manifest, "train") as reader,
+        read_together(lambda: RowReader(folder.open_shards(), plan.manifest, "train"), device) as reader,
         TrainingBatches(
-            reader, recipe.seed, plan.manifest_hash, rank, plan.world_size, train.micro_batch, train.global_batch
+            reader,
+            recipe.seed,
+            plan.manifest_hash,
+            rank,
+            plan.world_size,
+            train.micro_batch,
+            train.global_batch,
+            recipe.data.shuffle,
         ) as batches,
     ):
         for segment in segments(train.phases):

@@ -7,6 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.data.batches import TrainingBatches
 from pipeline.data.order import row_at
@@ -15,6 +17,16 @@ from pipeline.errors import UserError, WorldError
 from tests.data.random_shards import MakeShards
 
 SEED, HASH = 5, "cd" * 32
+CHUNK_ROWS = 8
+
+
+@pytest.fixture
+def make_shards_once(make_shards: MakeShards):
+    """41 rows in six chunks, the last of one row, in several shards; the same for all examples of a test."""
+    found = make_shards(tokens=690, rows_per_chunk=CHUNK_ROWS, shard_bytes=5000)
+    assert len(found[2]) == 41
+    assert len(found[1].train.shards) > 2
+    return found
 
 
 def global_batch_rows(batches_of_ranks: list[list], micro_batch: int) -> np.ndarray:
@@ -44,6 +56,42 @@ def test_every_number_of_ranks_sees_the_global_batches_of_the_order(make_shards:
         for batches, reader in zip(ranks, readers, strict=True):
             batches.close()
             reader.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    micro_batch=st.integers(1, 3),
+    accumulation=st.integers(1, 2),
+    shuffle=st.sampled_from(["rows", "chunks", "none"]),
+    seed=st.integers(0, 2**32),
+    worlds=st.lists(st.sampled_from([1, 2, 3, 6]), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(0, 5), min_size=5, max_size=5),
+)
+def test_a_run_broken_off_and_continued_on_other_ranks_sees_the_rows_of_an_unbroken_one(
+    make_shards_once, micro_batch: int, accumulation: int, shuffle, seed: int, worlds: list[int], lengths: list[int]
+) -> None:
+    folder, manifest, expected = make_shards_once
+    global_batch = micro_batch * accumulation * 6  # what 1, 2, 3 and 6 ranks divide
+    seen, step = [], 0
+    for world_size, length in zip(worlds, lengths, strict=False):  # each is a process that is killed after its steps
+        readers = [RowReader(folder, manifest, "train") for _ in range(world_size)]
+        ranks = [
+            TrainingBatches(reader, seed, HASH, rank, world_size, micro_batch, global_batch, shuffle)
+            for rank, reader in enumerate(readers)
+        ]
+        for _ in range(length):
+            seen.append(global_batch_rows([rank.step(step) for rank in ranks], micro_batch))
+            step += 1
+        for batches, reader in zip(ranks, readers, strict=True):
+            batches.close()
+            reader.close()
+    rows = len(expected)
+    found = np.concatenate(seen) if seen else np.empty((0, manifest.seq_len))
+    order = row_at(np.arange(step * global_batch), rows, seed, HASH, shuffle, CHUNK_ROWS)
+    np.testing.assert_array_equal(found, expected[order][:, :-1])
+    for epoch in range(len(found) // rows):
+        of_epoch = found[epoch * rows : (epoch + 1) * rows]
+        assert sorted(map(tuple, of_epoch.tolist())) == sorted(map(tuple, expected[:, :-1].tolist()))
 
 
 def test_the_same_step_can_be_asked_for_again(make_shards: MakeShards) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import accumulation_steps, micro_batch_positions, row_at
+from pipeline.data.order import Shuffle, accumulation_steps, micro_batch_positions, row_at
 from pipeline.errors import UserError
 
 seeds = st.integers(0, 2**70)
@@ -49,6 +49,47 @@ def test_this_order_is_the_order_of_existing_checkpoints() -> None:
     """A changed order would resume a run on rows that it has already seen: these numbers must stay."""
     expected = [88, 73, 90, 20, 47, 29, 60, 42]
     assert row_at(np.arange(96, 104), 100, 1234, "ab" * 32).tolist() == expected
+
+
+def test_the_order_of_chunks_is_that_of_existing_checkpoints() -> None:
+    expected = [45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 70, 71, 72, 73, 74]
+    assert row_at(np.arange(96, 112), 100, 1234, "ab" * 32, "chunks", 7).tolist() == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 40) | st.integers(1, 3000),
+    chunk_rows=st.integers(1, 12) | st.sampled_from([64, 256, 5000]),
+    epoch=st.integers(0, 3) | st.integers(0, 2**40),
+    seed=seeds,
+    manifest_hash=hashes,
+)
+def test_shuffled_chunks_keep_their_rows_in_order(
+    rows: int, chunk_rows: int, epoch: int, seed: int, manifest_hash: str
+) -> None:
+    found = row_at(epoch * rows + np.arange(rows), rows, seed, manifest_hash, "chunks", chunk_rows)
+    assert np.array_equal(np.sort(found), np.arange(rows))
+    starts = found[found % chunk_rows == 0].tolist()
+    chunks = [np.arange(start, min(start + chunk_rows, rows)) for start in starts]
+    assert np.array_equal(found, np.concatenate(chunks))
+
+
+def test_chunks_are_shuffled_anew_in_every_epoch_and_the_short_one_with_them() -> None:
+    rows, chunk_rows = 1003, 10
+    orders = row_at(np.arange(300 * rows), rows, 0, "a", "chunks", chunk_rows).reshape(300, rows)
+    assert len({tuple(order.tolist()) for order in orders}) == 300
+    place_of_short = np.argmax(orders == 1000, axis=1) // chunk_rows
+    assert len(set(place_of_short.tolist())) > 60  # of 101 places
+
+
+def test_a_batch_that_spans_epochs_is_that_of_its_positions() -> None:
+    positions = np.array([[0, 12, 13], [25, 26, 99], [5, 5, 1300]])
+    shuffles: tuple[Shuffle, ...] = ("rows", "chunks", "none")
+    for shuffle in shuffles:
+        together = row_at(positions, 13, 3, "a", shuffle, 4)
+        alone = [int(row_at(np.array(place), 13, 3, "a", shuffle, 4)) for place in positions.flat]
+        assert together.tolist() == np.reshape(alone, (3, 3)).tolist()
+    assert row_at(positions, 13, 3, "a", "none").tolist() == (positions % 13).tolist()
 
 
 def test_epochs_seeds_and_manifests_have_orders_of_their_own() -> None:
@@ -114,5 +155,7 @@ def test_what_does_not_divide_is_the_users_mistake_and_what_is_beyond_is_ours() 
             micro_batch_positions(0, index, rank, 2, 4, 16)
     with pytest.raises(ValueError, match="negative"):
         row_at(np.array([-1]), 4, 0, "a")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="rows must be at least 1"):
         row_at(np.array([0]), 0, 0, "a")
+    with pytest.raises(ValueError, match="chunk_rows must be at least 1"):
+        row_at(np.array([0]), 4, 0, "a", "chunks", 0)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.manifest import InputEntry
 from pipeline.errors import UserError
-from pipeline.recipe import TextFolderSource
-from tokenization.documents import Document, Rejection
+from pipeline.recipe_tokenize import TextFolderSource
+from tokenization import text_folder
+from tokenization.documents import Document, Rejection, SliceEnd, pieces_of
 from tokenization.text_folder import TextFolderReader
 
 
@@ -69,7 +69,7 @@ def test_max_bytes_takes_a_prefix_of_the_same_order(folder: Path) -> None:
         assert taken == all_names[: len(taken)]
         assert sum(sizes[:-1]) < max_bytes
         assert sum(sizes) >= max_bytes or taken == all_names
-        assert reader.total_bytes == sum(sizes)
+        assert reader.text_bytes == sum(sizes)
 
 
 def test_links_are_not_followed_out_of_the_folder_or_round_in_circles(folder: Path, tmp_path: Path) -> None:
@@ -102,14 +102,46 @@ def test_a_file_that_is_not_utf8_is_refused_whole_and_the_folder_gets_one_entry(
     (tmp_path / "good.txt").write_text("café")
     reader = make_reader(tmp_path)
     read_bytes: list[int] = []
-    *found, entry = reader.read(read_bytes.append)
+    (piece,) = reader.slices(1 << 20)
+    assert (piece.input, piece.start, piece.end, piece.size, piece.split) == (str(tmp_path), 0, 2, 9, "train")
+    *found, entry = reader.read(piece, read_bytes.append)
     (rejection,) = [item for item in found if isinstance(item, Rejection)]
     (document,) = [item for item in found if isinstance(item, Document)]
     assert (rejection.file, rejection.line, rejection.reason) == (str(tmp_path / "bad.txt"), None, "not_utf8")
     assert (document.text, document.text_bytes) == ("café", 5)
     listing = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in reader.train_files)
-    assert entry == InputEntry(path=str(tmp_path), bytes=9, sha256=hashlib.sha256(listing.encode()).hexdigest())
-    assert sum(read_bytes) == reader.total_bytes == 9
+    assert entry == SliceEnd(records=0, bytes=9, sha256=hashlib.sha256(listing.encode()).hexdigest())
+    assert sum(read_bytes) == reader.text_bytes == 9
+
+
+def test_slices_hold_the_same_documents_and_notice_a_changed_file(folder: Path) -> None:
+    def texts(reader: TextFolderReader, part_bytes: int) -> list[str]:
+        items = [item for piece in reader.slices(part_bytes) for item in reader.read(piece, lambda _: None)]
+        return [item.text for item in items if isinstance(item, Document) and isinstance(item.text, str)]
+
+    reader = make_reader(folder)
+    assert len(reader.slices(200)) > 5
+    assert texts(reader, 200) == texts(reader, 1 << 20)
+    before = reader.slices(200)
+    changed = reader.train_files[-1]
+    changed.write_text("changed")
+    after = make_reader(folder).slices(200)
+    assert after[0] == before[0]
+    assert after[-1].identity != before[-1].identity
+
+
+def test_a_large_file_is_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_folder, "LONG_FILE_BYTES", 10)
+    text = "aé東🙂 " * 200_000
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "bad.txt").write_bytes(text.encode()[:-2] + b"\xff")
+    reader = make_reader(tmp_path)
+    items = [item for piece in reader.slices(1 << 20) for item in reader.read(piece, lambda _: None)]
+    (document,) = [item for item in items if isinstance(item, Document)]
+    pieces = list(pieces_of(document.text))
+    assert "".join(pieces) == text
+    assert len(pieces) > 1
+    assert [item.reason for item in items if isinstance(item, Rejection)] == ["not_utf8"]
 
 
 def test_the_standard_library_is_found() -> None:

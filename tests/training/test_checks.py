@@ -73,6 +73,16 @@ def test_contradictions(runs, recipe, tmp_path, override, told):
     assert "\n" not in str(raised.value)
 
 
+def test_shards_of_a_url_are_checked_like_a_folder_of_them(runs, recipe, shards, tmp_path):
+    cache = f"data.cache={tmp_path / 'cache'}"
+    plan = check(runs, recipe, tmp_path, [f"data.shards={shards.as_uri()}", cache])
+    assert plan.manifest_hash == manifest_hash(shards)
+    with pytest.raises(UserError, match=r"nowhere/manifest.json is missing: these shards are not finished, or the URL"):
+        check(runs, recipe, tmp_path, ["data.shards=file:///nowhere", cache])
+    with pytest.raises(UserError, match="holds rows of 32 tokens, tokenize.seq_len says 16"):
+        check(runs, recipe, tmp_path, [f"data.shards={shards.as_uri()}", cache, "tokenize.seq_len=16"])
+
+
 def test_bf16_without_zero_is_refused(runs, recipe, tmp_path):
     with pytest.raises(UserError, match="take zero1, or fp32"):
         check(runs, recipe, tmp_path, ["train.strategy=zero0", "train.precision=bf16"])
@@ -123,6 +133,7 @@ def test_broken_strategies(runs, recipe, tmp_path, content, told):
     ("override", "told"),
     [
         ("seed=8", "seed 7 -> 8"),
+        ("data.shuffle=chunks", "data.shuffle 'rows' -> 'chunks'"),
         ("model.max_passes=2", "model.max_passes 3 -> 2"),
         ("train.micro_batch=1", "train.micro_batch 2 -> 1"),
         ("train.strategy=zero2", "under ZeRO 1 in fp32, this would be 2 ranks under ZeRO 2"),
@@ -147,12 +158,12 @@ def test_what_may_change_in_mid_run(runs, recipe, shards, tmp_path):
 def test_a_run_goes_on_that_was_begun_before_a_field_was_there(runs, recipe, shards, tmp_path):
     state_file = pretend_checkpoint(tmp_path, recipe, shards) / STATE_FILE
     state = json.loads(state_file.read_text())
-    del state["recipe"]["model"]["mixture_top_k"]
+    del state["recipe"]["model"]["mixture_top_k"], state["recipe"]["data"]["shuffle"]
     write_json(state_file, state)
     write_json(state_file.parent / MARKER, {"files": {STATE_FILE: state_file.stat().st_size}})
     assert check(runs, recipe, tmp_path).first_step == 20
-    with pytest.raises(UserError, match=r"model.mixture_top_k 0 -> 8"):
-        check(runs, recipe, tmp_path, ["model.mixture_top_k=8"])
+    with pytest.raises(UserError, match=r"data.shuffle 'rows' -> 'none'; model.mixture_top_k 0 -> 8"):
+        check(runs, recipe, tmp_path, ["model.mixture_top_k=8", "data.shuffle=none"])
 
 
 def test_other_shards_another_world_and_resume_never_are_refused(runs, recipe, shards, tmp_path):

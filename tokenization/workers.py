@@ -1,0 +1,228 @@
+"""Parts made by several processes: who makes which, what they tell, and what happens when one dies.
+
+A worker is a fresh process that opens the recipe for itself, is given one part after another, and reports over a pipe
+of its own: no lock is shared, so a killed worker leaves nothing locked. Workers die with the process that started
+them, however it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import AdaPonderError, UserError, WorldError
+from pipeline.recipe import Recipe
+from tokenization.part import Progress, Tools, make_part, scan_part
+from tokenization.part_folder import PartsFolder
+from tokenization.plan import Part
+from tokenization.tokenizer import DocumentTokenizer
+
+REPORT_BYTES = 1 << 20
+"""A worker reports after so much text."""
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part to be made, or scanned for duplicates."""
+
+    part: Part
+    key: str
+    scan: bool
+    scanned: tuple[Path, ...]
+    """For `make_part`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a worker opens."""
+
+    recipe: Recipe
+    shards: Path
+    tokenizer_folder: Path
+    tokenizer_name: str
+
+    def open(self) -> Tools:
+        tokenizer = DocumentTokenizer(self.tokenizer_folder, self.tokenizer_name, self.recipe.tokenize.end_of_document)
+        return Tools.open(self.recipe, self.shards, tokenizer)
+
+
+def do_jobs(
+    setting: Setting,
+    jobs: Iterable[Job],
+    workers: int,
+    progress_of: Callable[[int], Progress],
+    begins: Callable[..., Any],
+) -> None:
+    """Do all jobs in `workers` processes; in this one where that is one.
+
+    progress_of: whom worker i reports to; begins(worker, part or None): what it does now. Raises what a worker raised;
+    `WorldError` where one died. Finished parts stay finished.
+    """
+    if workers == 1:
+        tools = setting.open()
+        for job in jobs:
+            begins(0, job.part)
+            do_job(tools, job, progress_of(0))
+        begins(0, None)
+        return
+    pool = _Pool(setting, workers)
+    try:
+        pool.run(list(jobs), progress_of, begins)
+    finally:
+        pool.stop()
+
+
+def do_job(tools: Tools, job: Job, progress: Progress) -> None:
+    with PartsFolder(tools.shards).lock(f"{job.part.number:05d}", str(job.part)):
+        if job.scan:
+            scan_part(tools, job.part, job.key, progress)
+        else:
+            make_part(tools, job.part, job.key, list(job.scanned), progress)
+
+
+class _Pool:
+    def __init__(self, setting: Setting, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._workers: list[tuple[Any, Connection]] = []
+        # Read by the native libraries of the workers, whose threads would stand in each other's way.
+        kept = {
+            name: os.environ.get(name) for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
+        }
+        os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
+        try:
+            for number in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(setting, theirs, os.getpid()), name=f"tokenize-{number}")
+                process.start()
+                theirs.close()
+                self._workers.append((process, ours))
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def run(self, jobs: list[Job], progress_of: Callable[[int], Progress], begins: Callable[..., Any]) -> None:
+        waiting = jobs[::-1]
+        doing: dict[int, Job] = {}
+        connections = {connection: number for number, (_, connection) in enumerate(self._workers)}
+
+        def give(number: int) -> None:
+            if waiting:
+                doing[number] = waiting.pop()
+                begins(number, doing[number].part)
+                self._workers[number][1].send(doing[number])
+            else:
+                begins(number, None)
+
+        idle = set(connections.values())
+        for number in sorted(idle):
+            try:
+                give(number)
+            except OSError:
+                raise self._died(number, doing.get(number)) from None
+        while doing:
+            for connection in wait([self._workers[number][1] for number in doing]):
+                assert isinstance(connection, Connection)
+                number = connections[connection]
+                try:
+                    kind, content = connection.recv()
+                    if kind == "advance":
+                        progress_of(number).advance(content)
+                    elif kind == "count":
+                        progress_of(number).count(*content)
+                    elif kind == "failed":
+                        raise _raised(*content)
+                    elif kind == "done":
+                        del doing[number]
+                        give(number)
+                except (EOFError, OSError):
+                    raise self._died(number, doing.get(number)) from None
+
+    def stop(self) -> None:
+        for process, connection in self._workers:
+            connection.close()
+            process.join(timeout=0.2)
+            if process.is_alive():
+                process.kill()
+        for process, _ in self._workers:
+            process.join()
+
+    def _died(self, number: int, job: Job | None) -> WorldError:
+        process = self._workers[number][0]
+        process.join(timeout=5)
+        code = process.exitcode
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        memory = "; if memory ran out, give fewer --workers" if code == -signal.SIGKILL else ""
+        what = f" at {job.part}" if job else ""
+        return WorldError(f"worker {number} (process {process.pid}) {how}{what}{memory}; the same command continues")
+
+
+def _raised(kind: str, message: str) -> Exception:
+    if kind == "user":
+        return UserError(message)
+    if kind == "world":
+        return WorldError(message)
+    return RuntimeError(f"in a worker:\n{message}")
+
+
+class _Reports:
+    """Tells the parent, but not for every line."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._read = self._text_bytes = self._tokens = 0
+
+    def advance(self, text_bytes: int) -> None:
+        self._read += text_bytes
+        if self._read >= REPORT_BYTES:
+            self.flush()
+
+    def count(self, text_bytes: int, tokens: int) -> None:
+        self._text_bytes += text_bytes
+        self._tokens += tokens
+        if self._text_bytes >= REPORT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        self._connection.send(("advance", self._read))
+        self._connection.send(("count", (self._text_bytes, self._tokens)))
+        self._read = self._text_bytes = self._tokens = 0
+
+
+def _work(setting: Setting, connection: Connection, parent: int) -> None:
+    """The life of a worker: jobs until the pipe closes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before we asked
+            return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says what to do
+    try:
+        tools: Tools | None = None
+        while True:
+            job = connection.recv()
+            tools = tools or setting.open()
+            reports = _Reports(connection)
+            do_job(tools, job, reports)
+            reports.flush()
+            connection.send(("done", None))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except AdaPonderError as error:
+        connection.send(("failed", ("user" if isinstance(error, UserError) else "world", str(error))))
+    except OSError as error:
+        reason = f"{error.filename or setting.shards} cannot be written: {error.strerror or error}"
+        connection.send(("failed", ("world", reason)))
+    except BaseException:
+        connection.send(("failed", ("bug", traceback.format_exc())))
