@@ -27,11 +27,11 @@ import yaml
 import zstandard
 
 from benchmarks.measurement import Report, arguments, parsed, ratios, spread
-from tokenization.compressed import read_blocks
-from tokenization.find_files import find_files
-from tokenization.json_lines import SUFFIXES
-from tokenization.long_lines import split_lines
-from tokenization.tokenizer import save_tokenizer, train_tokenizer
+from tokenization.encoding.tokenizer import save_tokenizer, train_tokenizer
+from tokenization.sources.compressed import read_blocks
+from tokenization.sources.find_files import find_files
+from tokenization.sources.json_lines import SUFFIXES
+from tokenization.sources.long_lines import split_lines
 
 END = "<|endoftext|>"
 RAW = """

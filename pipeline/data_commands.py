@@ -35,7 +35,7 @@ def verify(
     Each problem is one line that names the file and the place. Exit code 0:
     nothing found; 1: something is damaged; 2: DIR is no folder of shards.
     """
-    from tokenization.verify import verify_and_tell
+    from tokenization.inspection.verify import verify_and_tell
 
     verify_and_tell(shards, workers)
 
@@ -59,7 +59,7 @@ def show(
     in tokens, end-of-document mark included, by source: as text and as a
     picture.
     """
-    from tokenization.show import show_and_tell
+    from tokenization.inspection.show import show_and_tell
 
     show_and_tell(shards, png, as_json)
 
@@ -79,6 +79,6 @@ def peek(
     padding are shown. Control characters appear as pictures (␛), so that no
     text moves the cursor.
     """
-    from tokenization.peek import peek as stage
+    from tokenization.inspection.peek import peek as stage
 
     stage(shards, row, split, tokens)

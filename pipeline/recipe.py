@@ -24,7 +24,7 @@ class DataSection(Section):
     """Order of the training rows, a new one in every epoch: a permutation of all rows; of chunks, with their rows in
     order; or none, as they were written."""
     cache: str = ""
-    """Folder on a local disk where shards of a URL are kept; empty: a folder of that name in the system's temporary
+    """Folder on a local disk where shards of a URL are kept; empty: adaponder-shards-USER in the system's temporary
     folder. Ranks of one machine share it."""
     cache_bytes: PositiveInt = 100 << 30
     """Size to which the cache is cut: the shard used longest ago goes first."""

@@ -19,8 +19,8 @@ from pipeline.run_folder import RunFolder
 from pipeline.tracking.server import tracking_uri, without_secrets
 from pipeline.training.checks import check_recipe, choose_ranks
 from pipeline.training.stage import train
+from tokenization.encoding.tokenizer import load_tokenizer
 from tokenization.stage import tokenize
-from tokenization.tokenizer import load_tokenizer
 
 
 def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> None:

@@ -2,8 +2,7 @@
 
 A source's inputs are cut into slices that do not depend on who reads them; a reader gives a slice's items in order and
 keeps no state between two slices, so that any process may read any of them. How each kind of source is read is in
-`tokenization.json_lines`, `text_folder`, `dataset_source` and `token_files`; `tokenization.sources` opens those of a
-recipe.
+`tokenization.sources`, whose `open_sources` opens those of a recipe.
 """
 
 from __future__ import annotations

@@ -7,22 +7,32 @@ from typing import Any
 
 from pipeline.console import console
 from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.shard_cache import is_url
 from pipeline.durable import sha256_file
 from pipeline.errors import UserError, WorldError
 from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
 
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def use_shards_made_before(recipe: Recipe, shards: Path) -> Manifest:
+def use_shards_made_before(recipe: Recipe, folder: RunFolder) -> Manifest:
+    """The manifest of the shards that `data.shards` points at, a folder or a URL, if they fit the recipe.
+
+    Raises `UserError` where they do not, `WorldError` where something of a folder is missing or damaged; shards at a URL
+    are checked when they are fetched.
+    """
+    folder.open_shards()
+    shards = folder.shards
     manifest = read_manifest(shards)
     if manifest.seq_len != recipe.tokenize.seq_len:
         raise UserError(
             f"{shards} has rows of seq_len {manifest.seq_len}, the recipe's tokenize.seq_len is "
             f"{recipe.tokenize.seq_len}: make them equal or point data.shards elsewhere"
         )
-    _check_nothing_is_damaged(manifest, shards)
-    console.print(f"nothing to do: data.shards points at {shards}, made before", markup=False)
+    if not is_url(recipe.data.shards):
+        _check_nothing_is_damaged(manifest, shards)
+    console.print(f"nothing to do: data.shards points at {recipe.data.shards}, made before", markup=False)
     return manifest
 
 

@@ -16,12 +16,11 @@ from pipeline.data.manifest import InputEntry
 from pipeline.durable import sha256_file, whole_file
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
-from tokenization.cleaning import Cleaner
-from tokenization.contamination import Contamination
+from tokenization.cleaning.cleaner import Cleaner
+from tokenization.cleaning.contamination import Contamination
+from tokenization.cleaning.duplicates import duplicates_in, write_scan
 from tokenization.documents import Document, Item, Rejection, SliceEnd, SourceReader, TokenizedDocument, pieces_of
-from tokenization.duplicates import duplicates_in, write_scan
-from tokenization.find_files import find_files
-from tokenization.json_lines import SUFFIXES
+from tokenization.encoding.tokenizer import DocumentTokenizer
 from tokenization.part_folder import (
     REJECTED_NAME,
     PartResult,
@@ -31,9 +30,10 @@ from tokenization.part_folder import (
     SplitResult,
 )
 from tokenization.plan import Part
-from tokenization.sources import open_sources
+from tokenization.sources.find_files import find_files
+from tokenization.sources.json_lines import SUFFIXES
+from tokenization.sources.open_sources import open_sources
 from tokenization.splits import SplitSet
-from tokenization.tokenizer import DocumentTokenizer
 from tokenization.weights import Weight
 
 # What is encoded at once: enough to spread the cost of a call, little enough to stay small in memory.

@@ -94,7 +94,7 @@ def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
 def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
     shards = folder.shards
     if shards != folder.path / DataSection().shards:
-        return use_shards_made_before(recipe, shards)
+        return use_shards_made_before(recipe, folder)
     if not (shards / MANIFEST_NAME).exists():
         return None
     manifest = use_finished_shards(recipe, shards)

@@ -17,13 +17,19 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.recipe_tokenize import TokenFilesSource, TrainedTokenizer
 from tokenization.documents import Document, SourceReader, pieces_of
+from tokenization.encoding.tokenizer import (
+    TRAINED_NAME,
+    DocumentTokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from tokenization.finished_shards import TOKENIZER_FOLDER, settings_of
 from tokenization.join import join_begun
 from tokenization.part_folder import PartsFolder
 from tokenization.plan import Part, make_parts, order_for_duplicates, size_of_parts
 from tokenization.progress import TokenizeProgress
-from tokenization.sources import open_sources
-from tokenization.tokenizer import TRAINED_NAME, DocumentTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from tokenization.sources.open_sources import open_sources
 from tokenization.workers import Job, Setting, do_jobs
 
 

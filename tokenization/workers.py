@@ -21,10 +21,10 @@ from typing import Any
 
 from pipeline.errors import AdaPonderError, UserError, WorldError
 from pipeline.recipe import Recipe
+from tokenization.encoding.tokenizer import DocumentTokenizer
 from tokenization.part import Progress, Tools, make_part, scan_part
 from tokenization.part_folder import PartsFolder
 from tokenization.plan import Part
-from tokenization.tokenizer import DocumentTokenizer
 
 REPORT_BYTES = 1 << 20
 """A worker reports after so much text."""

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from pipeline.recipe_reader import parse_recipe
 from pipeline.run_folder import RunFolder
 from tests.tokenization.generated_records import END, MakeRun, generated_texts, record_lines
-from tokenization.tokenizer import train_tokenizer
+from tokenization.encoding.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

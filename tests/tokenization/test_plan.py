@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
 from tokenization.documents import Item, Slice, Split
 from tokenization.plan import SMALLEST_AUTOMATIC_PART, make_parts, order_for_duplicates, size_of_parts
-from tokenization.sources import open_sources
+from tokenization.sources.open_sources import open_sources
 
 
 class Slices:

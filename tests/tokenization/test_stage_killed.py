@@ -17,7 +17,7 @@ from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.durable import sha256_file
 from pipeline.run_folder import RunFolder
 from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
-from tokenization.verify import verify
+from tokenization.inspection.verify import verify
 
 KILLS = 10
 

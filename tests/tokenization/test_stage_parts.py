@@ -21,9 +21,9 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import UserError, WorldError
 from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
 from tests.tokenization.test_stage import read_rows, shard_hashes
+from tokenization.encoding.tokenizer import DocumentTokenizer
+from tokenization.inspection.verify import verify
 from tokenization.stage import Share, finish, tokenize, tokenize_share
-from tokenization.tokenizer import DocumentTokenizer
-from tokenization.verify import verify
 
 
 def tokens_by_count(shards: Path, manifest: Manifest) -> Counter[int]:
