@@ -19,8 +19,8 @@ TOKENIZER_FOLDER = "tokenizer"
 def use_shards_made_before(recipe: Recipe, folder: RunFolder) -> Manifest:
     """The manifest of the shards that `data.shards` points at, a folder or a URL, if they fit the recipe.
 
-    Raises `UserError` where they do not, `WorldError` where something of a folder is missing or damaged; shards at a URL
-    are checked when they are fetched.
+    Raises `UserError` where they do not, `WorldError` where something of a folder is missing or damaged; shards at a
+    URL are checked when they are fetched.
     """
     folder.open_shards()
     shards = folder.shards

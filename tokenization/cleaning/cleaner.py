@@ -1,7 +1,7 @@
 """Leaves documents out, or cuts them, as the recipe's clean section says; and tells why.
 
-What needs more than the document itself is found elsewhere: duplicates by `duplicates` in a pass of its own before, shared word
-sequences by `contamination`.
+What needs more than the document itself is found elsewhere: duplicates by `duplicates` in a pass of its own before,
+shared word sequences by `contamination`.
 """
 
 from __future__ import annotations
