@@ -9,12 +9,14 @@ of rows. Every side gives int64 inputs and labels of `--batch-rows` rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,23 +71,23 @@ def main() -> None:
 
 def measure(report: Report, shards: Path, flat: Path, rows: int, batch_rows: int, rounds: int) -> None:
     """A line a side: rows and tokens a second, and its time over that of the loader with all rows shuffled."""
-    manifest, name = read_manifest(shards), manifest_hash(shards)
+    manifest = read_manifest(shards)
+    name = manifest_hash(manifest)
     steps = rows // batch_rows
     orders: tuple[Shuffle, ...] = ("rows", "chunks", "none")
-    with RowReader(shards, manifest, "train") as reader:
-        loaders = {order: TrainingBatches(reader, SEED, name, 0, 1, batch_rows, batch_rows, order) for order in orders}
-        sides: dict[str, Callable[[], None]] = {
-            f"loader, shuffle {order}": take(lambda start, order=order: loaded(loaders[order], start), steps)
-            for order in orders
-        }
+    with contextlib.ExitStack() as opened:
+        sides: dict[str, Callable[[], None]] = {}
+        for order in orders:
+            reader = opened.enter_context(RowReader(shards, manifest, "train"))
+            batches = opened.enter_context(TrainingBatches(reader, SEED, name, 0, 1, batch_rows, batch_rows, order))
+            # What is read ahead is waited for: it would go on in the next side's time. The next run begins with it.
+            sides[f"loader, shuffle {order}"] = take(partial(loaded, batches), steps, batches.wait)
         sides["webdataset"] = take(lambda start: from_webdataset(shards, manifest, batch_rows), steps)
         sides["flat memory map, shuffle rows"] = take(
             lambda start: from_flat(flat, manifest, name, batch_rows, start), steps
         )
         read_all(shards, flat)
         seconds = interleaved(sides, rounds, "cpu")
-        for batches in loaders.values():
-            batches.close()
     reference = seconds["loader, shuffle rows"]
     for side, times in seconds.items():
         report.line(
@@ -97,8 +99,12 @@ def measure(report: Report, shards: Path, flat: Path, rows: int, batch_rows: int
         )
 
 
-def take(batches: Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]], steps: int) -> Callable[[], None]:
-    """A side: `steps` batches from where the run before ended."""
+def take(
+    batches: Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]],
+    steps: int,
+    settle: Callable[[], None] = lambda: None,
+) -> Callable[[], None]:
+    """A side: `steps` batches from where the run before ended, then `settle`."""
     taken = 0
 
     def run() -> None:
@@ -107,6 +113,7 @@ def take(batches: Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]], 
         for _ in range(steps):
             inputs, shift_labels = next(found)
             assert inputs.dtype == shift_labels.dtype == torch.int64
+        settle()
         taken += steps
 
     return run

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.checkpoint_commands import app as checkpoint_commands
 from pipeline.command_line import cores, reported
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Pretrain language models that decide token by token how long to think.",
 )
 app.add_typer(data_commands, name="data")
+app.add_typer(checkpoint_commands, name="checkpoint")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[

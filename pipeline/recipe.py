@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.durable import sha256_json
-from pipeline.recipe_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from pipeline.recipe_section import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from pipeline.recipe_tokenize import TokenizeSection, TrainedTokenizer
+from pipeline.recipe_train import TrainSection
 
 
 class DataSection(Section):
@@ -28,6 +29,19 @@ class DataSection(Section):
     folder. Ranks of one machine share it."""
     cache_bytes: PositiveInt = 100 << 30
     """Size to which the cache is cut: the shard used longest ago goes first."""
+
+    @field_validator("shards")
+    @classmethod
+    def _no_secrets(cls, shards: str) -> str:
+        # The recipe is published: by MLflow, in a release's provenance, in messages.
+        parts = shards.split("://")
+        if len(parts) > 1 and ("?" in shards or any("@" in part.partition("/")[0] for part in parts[1:])):
+            raise ValueError(
+                "a URL with a user name, a password or a query would be published with the recipe: leave them out, "
+                "and give them to fsspec by its configuration (~/.config/fsspec, FSSPEC_...) or the store's own "
+                "variables (AWS_...)"
+            )
+        return shards
 
 
 class Architecture(Section):
@@ -94,79 +108,6 @@ class ModelSection(Section):
         return self
 
 
-class Phase(Section):
-    """A stretch of training with one loss and one set of trained parameters (method sections 3 and 4)."""
-
-    name: str
-    steps: PositiveInt
-    train: Literal["all", "gates"] = "all"
-    """gates: the backbone is frozen."""
-    halting: bool
-    """False: gates weigh the update, but no token halts."""
-    ponder_weight: NonNegativeFloat = 0.0
-    """lambda."""
-    ponder_fraction: Share = 0.0
-    """k_max: the share of smallest gate values that the ponder loss takes."""
-    ramp_start_step: NonNegativeInt = 0
-    """S0, counted from the phase's first step."""
-    ramp_steps: NonNegativeInt = 0
-    """S1 - S0: steps over which k_s rises from 0 to k_max."""
-
-
-class OptimizerSection(Section):
-    """AdamW; weight decay on matrices only."""
-
-    peak_lr: PositiveFloat
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
-    warmup_share: Share = 0.02
-    """Share of all steps over which the LR rises linearly."""
-    floor_share: Share = 0.1
-    """Where the cosine ends, as a share of peak_lr."""
-    clip_grad_norm: PositiveFloat = 1.0
-    gate_lr_factor: PositiveFloat = 1.0
-    """LR of the gates over LR of everything else."""
-
-
-class TrainSection(Section):
-    """How the network is trained, and on how many ranks."""
-
-    strategy: str = "zero1"
-    """A file of ds_configs/ by name, or the path of a DeepSpeed JSON file."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    ranks: PositiveInt | Literal["auto"] = "auto"
-    """Processes on this machine; auto: as many as there are GPUs, two where there is none."""
-    micro_batch: PositiveInt
-    """Rows a rank runs at once."""
-    global_batch: PositiveInt
-    """Rows a step; micro_batch x ranks x accumulation."""
-    phases: Annotated[list[Phase], Field(min_length=1)]
-    optimizer: OptimizerSection
-    checkpoint_every_steps: PositiveInt = 1000
-    log_every_steps: PositiveInt = 1
-    timeout_seconds: PositiveInt = 600
-    """How long a rank waits for the others before the run fails."""
-    activation_checkpointing: Literal["none", "activation", "mlp", "layer", "pass"] = "activation"
-    """What backward computes again instead of keeping it: nothing, each MLP's activation function, the inside of each
-    MLP, each layer, or each pass. Like the fields below it changes memory and time, and results by rounding alone; it
-    may change in mid-run."""
-    vocabulary_chunk_tokens: NonNegativeInt = 256
-    """Tokens whose logits are held at once, in mixture and loss; 0: those of all."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """transformers' attention implementation; passes that skip halted tokens take SDPA whatever stands here."""
-    skip_halted: bool = False
-    """True computes each pass for its active tokens only, in the phases with halting; needs model.kv_reuse and
-    model.freeze_halted."""
-    compile_layers: bool = False
-    """torch.compile of each layer; passes that skip halted tokens are not compiled."""
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-
 class EvaluateSection(Section):
     """How a checkpoint is judged."""
 
@@ -210,7 +151,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        problems = []
+        # The resolved recipe knows steps alone. Sections are frozen for their readers; here they are still being made.
+        phases = [phase.in_steps(self.tokens_per_step) for phase in self.train.phases]
+        object.__setattr__(self, "train", self.train.model_copy(update={"phases": phases}))
+        problems = self.train.phase_problems()
+        if self.model.max_passes == 1 and not self.model.gate_on_last_pass:
+            problems += [
+                f"train.phases.{i}.train gates: with model.max_passes 1 there is no gate to train"
+                for i, phase in enumerate(phases)
+                if phase.train == "gates"
+            ]
+        if self.train.precision == "fp32" and self.train.grad_accum_dtype == "bf16":
+            problems.append("train.grad_accum_dtype bf16 is for train.precision bf16; this is fp32")
         backbone = self.model.backbone
         if isinstance(backbone, Architecture):
             if self.tokenize.seq_len > backbone.max_position_embeddings:
@@ -248,6 +200,11 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens predicted in an optimizer step."""
+        return self.train.global_batch * self.tokenize.seq_len
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default filled in."""

@@ -14,7 +14,7 @@ from pipeline.recipe import Recipe
 _HEAD = """\
 # The recipe
 
-<!-- Made by `make docs` from pipeline/recipe.py and recipe_tokenize.py. -->
+<!-- Made by `make docs` from pipeline/recipe.py, recipe_tokenize.py, recipe_train.py and recipe_guards.py. -->
 
 One YAML file holds a whole run; it is checked before anything starts, and all its problems are told at once. `--set
 a.b=c` overrides any field, list items by their number: `--set train.phases.0.steps=100`. The resolved recipe, every
@@ -63,6 +63,8 @@ def _type(annotation: Any) -> str:
         return " \\| ".join(_type(part) for part in parts)
     if origin is list:
         return f"list of {_type(parts[0])}"
+    if annotation is type(None):
+        return "none"
     name = annotation.__name__
     return f"[{_heading(annotation)}](#{_heading(annotation).lower()})" if issubclass(annotation, BaseModel) else name
 

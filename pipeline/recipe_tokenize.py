@@ -162,7 +162,7 @@ class TrainedTokenizer(Section):
     train_vocab_size: Annotated[int, Field(ge=258)]
     """Entries, the two special tokens and the 256 bytes included."""
     sample_bytes: PositiveInt = 8_000_000
-    """How much text the merges are learned from."""
+    """How much text the merges are learned from: the first training documents of every source, before cleaning."""
 
 
 class TokenizeSection(Section):
@@ -181,5 +181,5 @@ class TokenizeSection(Section):
     shard_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Size at which a shard is closed and the next one opened."""
     part_bytes: PositiveInt | Literal["auto"] = "auto"
-    """Text in one part of the work, which is done or not done as a whole; auto: a 64th of all text, but at least 8 MiB
+    """Text in one part of the work, which is done or not done as a whole; auto: a 64th of all text, but at least 4 MiB
     and at most 4 GiB."""

@@ -23,13 +23,12 @@ from pipeline.durable import fsync_folder, repair_folder, replace_folder, sha256
 from pipeline.errors import WorldError
 from pipeline.recipe_tokenize import TokenizeSection
 from tokenization.part import check_part, token_dtype
-from tokenization.part_folder import REJECTED_NAME, PartResult, PartsFolder
+from tokenization.part_folder import JOINED, REJECTED_NAME, PartResult, PartsFolder
 from tokenization.plan import Part
 from tokenization.shard_writer import ShardWriter
 from tokenization.splits import MAX_VALIDATION_SETS, TRAIN_KEY, new_packer, too_many_validation_sets
 
 TAILS = "tails"
-JOINED = "joined.json"
 
 
 class _Joined(BaseModel):
@@ -120,8 +119,12 @@ def _check_parts(parts: PartsFolder, results: Sequence[PartResult]) -> None:
     """Read all that the parts wrote once more; hashing leaves the interpreter's lock, so threads are enough."""
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as threads:
         checks = [threads.submit(check_part, parts, number, result) for number, result in enumerate(results)]
-        for check in track(checks, description="checking parts", console=console, transient=True):
-            check.result()
+        try:
+            for check in track(checks, description="checking parts", console=console, transient=True):
+                check.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _join_split(

@@ -78,17 +78,14 @@ class RowPacker:
 
     def add(self, ids: np.ndarray, source: str, text_bytes: int) -> Iterator[Chunk]:
         """Append a document of token ids `ids` [n] and its end-of-document mark; yields each chunk that became full."""
-        tokens = np.empty(len(ids) + 1, self._dtype)
-        tokens[:-1] = ids
-        tokens[-1] = self._end_of_document_id
-        yield from self._append(tokens, source, text_bytes)
+        yield from self._append(ids, source, text_bytes, marked=True)
 
     def add_tail(self, tail: Tail) -> Iterator[Chunk]:
         """Append what another packer of the same split had left."""
         pieces = tail.pieces
         for number in range(len(pieces)):
             tokens = tail.tokens[pieces.start[number] : pieces.end[number]]
-            yield from self._append(tokens, pieces.sources[pieces.source[number]], pieces.bytes[number])
+            yield from self._append(tokens, pieces.sources[pieces.source[number]], pieces.bytes[number], marked=False)
 
     def tail(self) -> Tail:
         """What fills no chunk; ends this packer."""
@@ -102,12 +99,15 @@ class RowPacker:
             self._filled += padding
             yield self._cut(padding)
 
-    def _append(self, tokens: np.ndarray, source: str, text_bytes: int) -> Iterator[Chunk]:
-        done = 0
-        while done < len(tokens):
-            taken = min(len(tokens) - done, self._chunk_tokens - self._filled)
+    def _append(self, ids: np.ndarray, source: str, text_bytes: int, marked: bool) -> Iterator[Chunk]:
+        """marked: an end-of-document mark comes behind `ids`."""
+        done, length = 0, len(ids) + marked
+        while done < length:
+            taken = min(length - done, self._chunk_tokens - self._filled)
             start, end = self._filled, self._filled + taken
-            self._buffer[start:end] = tokens[done : done + taken]
+            own = ids[done : done + taken]
+            self._buffer[start : start + len(own)] = own
+            self._buffer[start + len(own) : end] = self._end_of_document_id
             self._pieces.append(source, start, end, text_bytes if done == 0 else 0)
             self._filled = end
             done += taken

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.console import console
 from pipeline.data.manifest import InputEntry
 from pipeline.durable import sha256_file, whole_file
 from pipeline.errors import WorldError
@@ -33,7 +32,7 @@ from tokenization.plan import Part
 from tokenization.sources.find_files import find_files
 from tokenization.sources.json_lines import SUFFIXES
 from tokenization.sources.open_sources import open_sources
-from tokenization.splits import SplitSet
+from tokenization.splits import MAX_VALIDATION_SETS, SplitSet
 from tokenization.weights import Weight
 
 # What is encoded at once: enough to spread the cost of a call, little enough to stay small in memory.
@@ -43,6 +42,10 @@ CHECKED_DOCUMENTS = 16
 CHECKED_BYTES = 32 << 10
 """Of every source, the beginnings of the first documents are encoded by `tokenizers` too, about as much text."""
 LARGEST_UINT16_VOCABULARY = 1 << 16
+
+
+class EncodingDiffers(Exception):
+    """The fast encoding and `tokenizers` give other ids: what was made with it is not to be used."""
 
 
 class Progress(Protocol):
@@ -68,24 +71,26 @@ class Tools:
     contamination: Contamination | None
     checked: dict[str, list[int]]
     """Documents and bytes by source that the fast encoding was checked on."""
+    notes: list[str]
+    """What the operator should know of the opening."""
 
     @staticmethod
     def open(recipe: Recipe, shards: Path, tokenizer: DocumentTokenizer) -> Tools:
         """Raises what `open_sources` raises."""
         section = recipe.tokenize
-        readers = open_sources(section, recipe.seed, tokenizer)
+        notes = []
+        readers = open_sources(section, recipe.seed, tokenizer, check=False)
         clean = section.clean
         contamination = None
         if clean.contamination_files:
             files = find_files(clean.contamination_files, SUFFIXES)
             contamination = Contamination.from_files(files, clean.contamination_words)
             if contamination.passed_over:
-                console.print(
+                notes.append(
                     f"{contamination.passed_over} strings of tokenize.clean.contamination_files have fewer than "
-                    f"{clean.contamination_words} words and are not looked for",
-                    markup=False,
+                    f"{clean.contamination_words} words and are not looked for"
                 )
-        return Tools(recipe, shards, readers, tokenizer, contamination, {})
+        return Tools(recipe, shards, readers, tokenizer, contamination, {}, notes)
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -105,6 +110,7 @@ def make_part(tools: Tools, part: Part, key: str, scanned: list[Path], progress:
     parts = PartsFolder(tools.shards)
     section, source = tools.recipe.tokenize, tools.recipe.tokenize.sources[part.source]
     folder = parts.begin(part.number)
+    weight: Weight[tuple[Document | TokenizedDocument, np.ndarray]]
     weight = Weight(source.weight, source.weight_by, tools.recipe.seed, part.number)
     dropped = duplicates_in(len(scanned) - 1, scanned) if section.clean.remove_duplicates else None
     slices: list[SliceResult] = []
@@ -119,11 +125,10 @@ def make_part(tools: Tools, part: Part, key: str, scanned: list[Path], progress:
             for slice_number, item in _items(tools, part, cleaner, progress):
                 if isinstance(item, tuple):
                     document, ids = item
-                    if document.split == "validation":
-                        taken = pass_number == 0
-                    else:
-                        taken = weight.takes(pass_number, len(ids) + 1)
-                    if taken:
+                    if document.split == "train":
+                        for taken in weight.take(pass_number, item, len(ids) + 1):
+                            splits.add(*taken)
+                    elif pass_number == 0:
                         splits.add(document, ids)
                     if pass_number == 0:
                         documents[document.split] += 1
@@ -134,6 +139,8 @@ def make_part(tools: Tools, part: Part, key: str, scanned: list[Path], progress:
                     rejected[item.reason] += 1
                     line = asdict(item) | {"slice": slice_number}
                     rejected_file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for taken in weight.rest():
+            splits.add(*taken)
     results: dict[str, SplitResult] = {}
     for split, (entry, tail) in splits.results().items():
         with whole_file(parts.tail_file(part.number, split)) as file:
@@ -156,7 +163,7 @@ def scan_part(tools: Tools, part: Part, key: str, progress: Progress) -> None:
     parts = PartsFolder(tools.shards)
     items = (item for piece in part.slices for item in tools.readers[part.source].read(piece, progress.advance))
     documents = (item for item in items if isinstance(item, Document | TokenizedDocument))
-    found = write_scan(parts.hashes(part.number), documents)
+    found = write_scan(parts.begin_scan(part.number), documents)
     parts.finish_scan(part.number, ScanResult(key=key, documents=found))
 
 
@@ -210,10 +217,15 @@ def _encode(
 
 
 def _check_encoding(tools: Tools, documents: list[Document]) -> None:
-    """Compare the fast encoding with `tokenizers` on the first documents of every source."""
+    """Compare the fast encoding with `tokenizers` on the first documents of every source.
+
+    Raises `EncodingDiffers`: no worker goes over to the other one by itself, or shards would depend on who met what.
+    """
     if not tools.tokenizer.fast:
         return
     for document in documents:
+        if document.source not in tools.checked and len(tools.checked) >= MAX_VALIDATION_SETS:
+            continue  # a field with so many values is no source
         seen = tools.checked.setdefault(document.source, [0, 0])
         if seen[0] >= CHECKED_DOCUMENTS or seen[1] >= CHECKED_BYTES:
             continue
@@ -222,8 +234,7 @@ def _check_encoding(tools: Tools, documents: list[Document]) -> None:
         seen[1] += len(beginning)
         difference = tools.tokenizer.check([beginning])
         if difference is not None:
-            console.print(f"{document.file}: {difference}", markup=False)
-            return
+            raise EncodingDiffers(f"{document.file}: {difference}")
 
 
 def _slice_result(part: Part, slice_number: int, end: SliceEnd) -> SliceResult:

@@ -19,15 +19,18 @@ from typing import IO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.data.manifest import InputEntry, SplitEntry
+from pipeline.console import console
+from pipeline.data.manifest import MANIFEST_NAME, InputEntry, SplitEntry
 from pipeline.durable import write_text
 from pipeline.errors import WorldError
 from tokenization.packing import Pieces, Tail
 
 PARTS = "parts"
 DONE = "part.json"
+JOINED = "joined.json"
 REJECTED_NAME = "rejected.jsonl"
 SECONDS_FOR_A_DYING_PROCESS = 10.0
+AS_LONG_AS_IT_TAKES = float("inf")
 
 
 class _Model(BaseModel):
@@ -81,6 +84,11 @@ class PartsFolder:
     def __init__(self, shards: Path) -> None:
         self.path = shards / PARTS
 
+    @property
+    def slow_file(self) -> Path:
+        """Says why the fast encoding is not to be used, where it was found to differ."""
+        return self.path / "encode-with-tokenizers.txt"
+
     def part(self, number: int) -> Path:
         return self.path / f"{number:05d}"
 
@@ -103,18 +111,32 @@ class PartsFolder:
         except (FileNotFoundError, ValidationError):
             return False
 
+    @property
+    def over(self) -> bool:
+        """Whether the parts have been joined, or are being joined: from then on none is made."""
+        return (self.path / JOINED).exists() or (self.path.parent / MANIFEST_NAME).exists()
+
     def begin(self, number: int) -> Path:
         """An empty folder for the part; what an unfinished attempt left is removed."""
         folder = self.part(number)
         if folder.exists():
-            (folder / DONE).unlink(missing_ok=True)  # first: without it the rest is nothing
-            shutil.rmtree(folder)
+            self.remove(folder)
         folder.mkdir(parents=True)
         return folder
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        (folder / DONE).unlink(missing_ok=True)  # first: without it the rest is nothing
+        shutil.rmtree(folder)
 
     def finish(self, number: int, result: PartResult) -> None:
         """Mark the part as done; all its files are on disk."""
         write_text(self.part(number) / DONE, result.model_dump_json() + "\n")
+
+    def begin_scan(self, number: int) -> Path:
+        """Where the hashes go; an earlier scan is none from now on."""
+        (self.path / f"{number:05d}.scan.json").unlink(missing_ok=True)
+        return self.hashes(number)
 
     def finish_scan(self, number: int, result: ScanResult) -> None:
         write_text(self.path / f"{number:05d}.scan.json", result.model_dump_json() + "\n")
@@ -134,26 +156,42 @@ class PartsFolder:
         return self.part(number) / f"{key}.tail.npy"
 
     @contextmanager
-    def lock(self, name: str, what: str) -> Iterator[None]:
-        """Hold parts/NAME.lock; a killed process holds none. `WorldError` where another one holds it for long."""
+    def lock(
+        self, name: str, what: str, *, shared: bool = False, seconds: float = SECONDS_FOR_A_DYING_PROCESS
+    ) -> Iterator[IO[str]]:
+        """Hold parts/NAME.lock, alone or with others that share it; a killed process holds none.
+
+        `WorldError` where another process has not given it back after `seconds`: as long as processes of a run that
+        was killed just now may take to die.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / f"{name}.lock", "w") as file:
-            if not _locked(file):
+            if not locked(file, shared=shared, seconds=seconds, what=what):
                 raise WorldError(
                     f"{what} is being made by another process (it holds {file.name}): wait for it, "
                     "then the same command continues"
                 )
-            yield
+            yield file
 
 
-def _locked(file: IO[str]) -> bool:
-    """Try for as long as processes of a run that was killed just now may take to die."""
-    until = time.monotonic() + SECONDS_FOR_A_DYING_PROCESS
+def locked(file: IO[str], *, shared: bool, seconds: float, what: str) -> bool:
+    """Whether the lock was had within `seconds`; also changes one that is held. Says when it has to wait for long."""
+    began = time.monotonic()
+    told = False
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > seconds:
                 return False
+            if waited > SECONDS_FOR_A_DYING_PROCESS and not told:
+                told = True
+                console.print(f"waiting for another process to be done with {what}", markup=False)
             time.sleep(0.1)
+        except OSError as error:
+            raise WorldError(
+                f"{file.name} cannot be locked ({error.strerror}): the file system of the shards needs flock "
+                "(Lustre: mounted with -o flock)"
+            ) from error

@@ -33,9 +33,9 @@ class Part:
         """About how many bytes of text it holds."""
         return sum(piece.size for piece in self.slices)
 
-    def key(self, settings_sha256: str, tokenizer_sha256: str) -> str:
-        """Hash of all that decides its result: another key means that it has to be made again."""
-        return sha256_json({"settings": settings_sha256, "tokenizer": tokenizer_sha256, "part": asdict(self)})
+    def key(self, made_with: str) -> str:
+        """Hash of the part's inputs and of `made_with`, which names all else that decides its result."""
+        return sha256_json({"made_with": made_with, "part": asdict(self)})
 
     def __str__(self) -> str:
         files = sorted({piece.input for piece in self.slices})
@@ -65,6 +65,16 @@ def make_parts(readers: Sequence[SourceReader], part_bytes: int) -> list[Part]:
         if group:
             parts.append(Part(len(parts), source, tuple(group)))
     return parts
+
+
+def keys_with_duplicates(parts: Sequence[Part], keys: Sequence[str]) -> list[str]:
+    """Keys of the parts where duplicates are removed: what a part keeps depends on all parts before it too."""
+    found = list(keys)
+    before = ""
+    for number in order_for_duplicates(parts):
+        before = sha256_json([before, keys[number]])
+        found[number] = before
+    return found
 
 
 def order_for_duplicates(parts: Sequence[Part]) -> list[int]:

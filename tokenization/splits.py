@@ -20,6 +20,7 @@ from tokenization.shard_writer import ShardWriter
 TRAIN_KEY = "train"
 # The Pile has 22 sources.
 MAX_VALIDATION_SETS = 256
+MAX_SOURCES = 4096
 LONGEST_SAFE_NAME = 48
 
 
@@ -79,6 +80,8 @@ class _OneSplit:
         self._counts: dict[str, list[int]] = {}  # by source: documents, tokens, bytes of text
 
     def add(self, document: Document | TokenizedDocument, ids: np.ndarray) -> None:
+        if document.source not in self._counts and len(self._counts) >= MAX_SOURCES:
+            raise too_many_sources(document.source)
         count = self._counts.setdefault(document.source, [0, 0, 0])
         count[0] += 1
         count[1] += len(ids) + 1
@@ -110,6 +113,14 @@ def new_packer(section: TokenizeSection, dtype: np.dtype, end_of_document_id: in
         rows_per_chunk=section.rows_per_chunk,
         dtype=dtype,
         end_of_document_id=end_of_document_id,
+    )
+
+
+def too_many_sources(source: str) -> UserError:
+    """Each is counted in the manifest; that many mean that the field is not a source."""
+    return UserError(
+        f"training documents come from more than {MAX_SOURCES} sources, the latest is {source!r}: "
+        "let tokenize.sources.*.source_field name a field with few values"
     )
 
 

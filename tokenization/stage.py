@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.console import console
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, SplitEntry, WeightEntry, write_manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, SplitEntry, WeightEntry, read_manifest, write_manifest
+from pipeline.durable import write_text
 from pipeline.errors import UserError, WorldError
 from pipeline.recipe import DataSection, Recipe
 from pipeline.recipe_tokenize import TextFolderSource
 from pipeline.run_folder import RunFolder
 from tokenization.finished_shards import settings_of, use_finished_shards, use_shards_made_before
-from tokenization.join import join_inputs, join_parts, join_rejected
-from tokenization.part import token_dtype
+from tokenization.join import join_begun, join_inputs, join_parts, join_rejected
+from tokenization.part import EncodingDiffers, token_dtype
 from tokenization.part_folder import REJECTED_NAME, PartResult, PartsFolder
 from tokenization.splits import TRAIN_KEY
-from tokenization.work import Work
+from tokenization.work import FinishedMeanwhileError, Work, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,14 @@ def tokenize(recipe: Recipe, folder: RunFolder, command: str, workers: int = 1) 
     reading tells: no training documents, an empty validation set), `WorldError` naming the file for a corrupt or
     truncated input, a full disk, a dead worker, or finished shards that have been damaged since.
     """
-    found = _finished(recipe, folder)
-    if found is not None:
-        return found
-    try:
-        work = Work.open(recipe, folder.shards)
+
+    def all_of_it(work: Work) -> None:
         if recipe.tokenize.clean.remove_duplicates:
             work.scan(work.parts, workers)
         work.make(work.parts, workers)
-        return _join(work, command)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+        _join(work, command)
+
+    return _worked(recipe, folder, all_of_it) or read_manifest(folder.shards)
 
 
 def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int, scan: bool) -> None:
@@ -64,31 +62,45 @@ def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int
 
     scan: look for duplicates, which has to be done with all parts before the first of them is made.
     """
-    if _finished(recipe, folder) is not None:
-        return
     if scan and not recipe.tokenize.clean.remove_duplicates:
         raise UserError("--scan: tokenize.clean.remove_duplicates is off, there is nothing to scan for")
-    try:
-        work = Work.open(recipe, folder.shards)
+
+    def own_parts(work: Work) -> None:
         own = work.parts[share.number - 1 :: share.of]
         if scan:
             work.scan(own, workers)
         else:
             work.make(own, workers)
         console.print(f"{share.number}/{share.of}: {len(own)} of {len(work.parts)} parts are done", markup=False)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+
+    _worked(recipe, folder, own_parts, only_parts=True)
 
 
 def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
     """Join the parts that `tokenize_share` made; `UserError` naming those that are missing."""
-    found = _finished(recipe, folder)
-    if found is not None:
-        return found
-    try:
-        return _join(Work.open(recipe, folder.shards), command)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+    return _worked(recipe, folder, lambda work: _join(work, command)) or read_manifest(folder.shards)
+
+
+def _worked(
+    recipe: Recipe, folder: RunFolder, act: Callable[[Work], None], only_parts: bool = False
+) -> Manifest | None:
+    """Let `act` work on the run's shards, unless they are finished: then their manifest."""
+    while (found := _finished(recipe, folder)) is None:
+        try:
+            with Work.open(recipe, folder.shards, only_parts) as work:
+                act(work)
+            return None
+        except FinishedMeanwhileError:
+            continue
+        except EncodingDiffers as error:
+            # Told once, for all processes: none may go on with ids that another one does not give.
+            write_text(PartsFolder(folder.shards).slow_file, str(error))
+            console.print(f"fast encoding gives other ids, starting again without it: {error}", markup=False)
+        except OSError as error:
+            raise WorldError(
+                f"{error.filename or folder.shards}: {error.strerror or error}; the same command continues"
+            ) from error
+    return found
 
 
 def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
@@ -102,14 +114,14 @@ def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
     return manifest
 
 
-def _cannot_write(folder: RunFolder, error: OSError) -> WorldError:
-    return WorldError(f"{error.filename or folder.shards} cannot be written: {error.strerror or error}")
-
-
-def _join(work: Work, command: str) -> Manifest:
+def _join(work: Work, command: str) -> None:
     """All parts become the data set."""
     shards, section, entry = work.setting.shards, work.recipe.tokenize, work.tokenizer.entry
     with work.folder.lock("join", f"the manifest of {shards}"):
+        if (shards / MANIFEST_NAME).exists():
+            return
+        if join_begun(shards) is None:
+            remove_leftovers(shards)
         found = [work.folder.result(part.number, key) for part, key in zip(work.parts, work.keys, strict=True)]
         results = [result for result in found if result is not None]
         if len(results) < len(found):
@@ -120,8 +132,9 @@ def _join(work: Work, command: str) -> Manifest:
                 "`adaponder tokenize --part i/n`, or with `adaponder tokenize`, which makes all that is missing"
             )
         documents = _documents(work, results)
+        trained = any(TRAIN_KEY in result.splits for result in results)
         refused = sum((Counter(result.rejected) for result in results), Counter())
-        _check_nothing_is_empty(work.recipe, shards, documents, refused)
+        _check_nothing_is_empty(work.recipe, shards, documents, trained, refused)
         splits = join_parts(shards, section, results, entry.vocab_size, entry.end_of_document_id)
         manifest = Manifest(
             tokenizer=entry,
@@ -137,10 +150,9 @@ def _join(work: Work, command: str) -> Manifest:
             version=version("adaponder"),
         )
         write_manifest(shards, manifest)
-    shutil.rmtree(work.folder.path)
+    shutil.rmtree(work.folder.path, ignore_errors=True)  # what is left goes with the next call
     _tell_unmeasured(manifest.splits)
     _print_summary(manifest, shards)
-    return manifest
 
 
 def _weights(work: Work, results: Sequence[PartResult]) -> list[WeightEntry]:
@@ -171,14 +183,16 @@ def _documents(work: Work, results: Sequence[PartResult]) -> list[Counter[str]]:
 
 
 def _check_nothing_is_empty(
-    recipe: Recipe, shards: Path, documents: Sequence[Counter[str]], rejected: Counter[str]
+    recipe: Recipe, shards: Path, documents: Sequence[Counter[str]], trained: bool, rejected: Counter[str]
 ) -> None:
     refused = (
         f" ({rejected.total()} records refused, see {PartsFolder(shards).path}/*/{REJECTED_NAME})" if rejected else ""
     )
     problems = []
-    if not any(counts["train"] for counts in documents):
-        problems.append(f"no document is left for training: give more text or a smaller validation_share{refused}")
+    if not trained:
+        problems.append(
+            f"no document is left for training: give more text, a larger weight or a smaller validation_share{refused}"
+        )
     for number, (source, counts) in enumerate(zip(recipe.tokenize.sources, documents, strict=True)):
         if counts["validation"]:
             continue

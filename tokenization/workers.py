@@ -12,17 +12,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import console
 from pipeline.errors import AdaPonderError, UserError, WorldError
 from pipeline.recipe import Recipe
 from tokenization.encoding.tokenizer import DocumentTokenizer
-from tokenization.part import Progress, Tools, make_part, scan_part
+from tokenization.part import EncodingDiffers, Progress, Tools, make_part, scan_part
 from tokenization.part_folder import PartsFolder
 from tokenization.plan import Part
 
@@ -38,8 +42,9 @@ class Job:
     part: Part
     key: str
     scan: bool
-    scanned: tuple[Path, ...]
-    """For `make_part`."""
+    """Only look for duplicates."""
+    place: int = 0
+    """Where the part stands in `Setting.order`."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,26 @@ class Setting:
     shards: Path
     tokenizer_folder: Path
     tokenizer_name: str
+    tokenizer_sha256: str
+    slow_because: str | None
+    """Why the fast encoding is not used, where it is known to differ."""
+    order: tuple[int, ...]
+    """Part numbers in the order in which the first of equal documents counts; empty where duplicates stay."""
 
     def open(self) -> Tools:
-        tokenizer = DocumentTokenizer(self.tokenizer_folder, self.tokenizer_name, self.recipe.tokenize.end_of_document)
+        end_of_document = self.recipe.tokenize.end_of_document
+        tokenizer = DocumentTokenizer(self.tokenizer_folder, self.tokenizer_name, end_of_document, self.slow_because)
+        if tokenizer.entry.sha256 != self.tokenizer_sha256:
+            raise WorldError(f"{self.tokenizer_folder} was replaced while its shards were being made: start again")
         return Tools.open(self.recipe, self.shards, tokenizer)
 
 
 def do_jobs(
     setting: Setting,
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     workers: int,
     progress_of: Callable[[int], Progress],
-    begins: Callable[..., Any],
+    begins: Callable[[int, Part | None], object],
 ) -> None:
     """Do all jobs in `workers` processes; in this one where that is one.
 
@@ -70,24 +83,32 @@ def do_jobs(
     """
     if workers == 1:
         tools = setting.open()
+        for note in tools.notes:
+            console.print(note, markup=False)
         for job in jobs:
             begins(0, job.part)
-            do_job(tools, job, progress_of(0))
+            do_job(setting, tools, job, progress_of(0))
         begins(0, None)
         return
     pool = _Pool(setting, workers)
     try:
-        pool.run(list(jobs), progress_of, begins)
+        pool.run(jobs, progress_of, begins)
     finally:
         pool.stop()
 
 
-def do_job(tools: Tools, job: Job, progress: Progress) -> None:
-    with PartsFolder(tools.shards).lock(f"{job.part.number:05d}", str(job.part)):
+def do_job(setting: Setting, tools: Tools, job: Job, progress: Progress) -> None:
+    """Make or scan one part, unless another process has done so in the meantime."""
+    parts, number = PartsFolder(tools.shards), job.part.number
+    with parts.lock(f"{number:05d}", str(job.part)):
+        if parts.over:
+            return
         if job.scan:
-            scan_part(tools, job.part, job.key, progress)
-        else:
-            make_part(tools, job.part, job.key, list(job.scanned), progress)
+            if not parts.scanned(number, job.key):
+                scan_part(tools, job.part, job.key, progress)
+        elif parts.result(number, job.key) is None:
+            before = [parts.hashes(other) for other in setting.order[: job.place + 1]]
+            make_part(tools, job.part, job.key, before, progress)
 
 
 class _Pool:
@@ -99,24 +120,32 @@ class _Pool:
             name: os.environ.get(name) for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")
         }
         os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
+        # Ctrl-C reaches the whole group; the parent says what to do. Ignored signals stay so in new processes.
+        interrupt = signal.getsignal(signal.SIGINT)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            for number in range(workers):
+            for _ in range(workers):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(setting, theirs, os.getpid()), name=f"tokenize-{number}")
+                process = context.Process(target=_work, args=(setting, theirs, os.getpid()), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append((process, ours))
         finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, interrupt)
             for name, value in kept.items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
 
-    def run(self, jobs: list[Job], progress_of: Callable[[int], Progress], begins: Callable[..., Any]) -> None:
-        waiting = jobs[::-1]
+    def run(self, jobs: Sequence[Job], progress_of: Callable[[int], Progress], begins: Callable[..., Any]) -> None:
+        waiting = list(reversed(jobs))
         doing: dict[int, Job] = {}
         connections = {connection: number for number, (_, connection) in enumerate(self._workers)}
+        notes: set[str] = set()
 
         def give(number: int) -> None:
             if waiting:
@@ -142,6 +171,9 @@ class _Pool:
                         progress_of(number).advance(content)
                     elif kind == "count":
                         progress_of(number).count(*content)
+                    elif kind == "note" and content not in notes:
+                        notes.add(content)  # every worker opens the same things
+                        console.print(content, markup=False)
                     elif kind == "failed":
                         raise _raised(*content)
                     elif kind == "done":
@@ -151,9 +183,11 @@ class _Pool:
                     raise self._died(number, doing.get(number)) from None
 
     def stop(self) -> None:
-        for process, connection in self._workers:
+        for _, connection in self._workers:
             connection.close()
-            process.join(timeout=0.2)
+        until = time.monotonic() + 0.5
+        for process, _ in self._workers:
+            process.join(timeout=max(0.0, until - time.monotonic()))
             if process.is_alive():
                 process.kill()
         for process, _ in self._workers:
@@ -174,7 +208,13 @@ def _raised(kind: str, message: str) -> Exception:
         return UserError(message)
     if kind == "world":
         return WorldError(message)
+    if kind == "differs":
+        return EncodingDiffers(message)
     return RuntimeError(f"in a worker:\n{message}")
+
+
+class _ParentGoneError(Exception):
+    """Nobody reads the pipe any more."""
 
 
 class _Reports:
@@ -195,9 +235,15 @@ class _Reports:
         if self._text_bytes >= REPORT_BYTES:
             self.flush()
 
+    def send(self, kind: str, content: object) -> None:
+        try:
+            self._connection.send((kind, content))
+        except OSError as error:
+            raise _ParentGoneError from error
+
     def flush(self) -> None:
-        self._connection.send(("advance", self._read))
-        self._connection.send(("count", (self._text_bytes, self._tokens)))
+        self.send("advance", self._read)
+        self.send("count", (self._text_bytes, self._tokens))
         self._read = self._text_bytes = self._tokens = 0
 
 
@@ -207,22 +253,34 @@ def _work(setting: Setting, connection: Connection, parent: int) -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before we asked
             return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says what to do
-    try:
-        tools: Tools | None = None
-        while True:
+    console.quiet = True  # the parent has said the same
+    tools: Tools | None = None
+    while True:
+        try:
             job = connection.recv()
-            tools = tools or setting.open()
-            reports = _Reports(connection)
-            do_job(tools, job, reports)
+        except (EOFError, OSError):  # the parent needs no more
+            return
+        reports = _Reports(connection)
+        try:
+            if tools is None:
+                tools = setting.open()
+                for note in tools.notes:
+                    reports.send("note", note)
+            do_job(setting, tools, job, reports)
             reports.flush()
-            connection.send(("done", None))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+            reports.send("done", None)
+        except _ParentGoneError:
+            return
+        except EncodingDiffers as error:
+            failure = "differs", str(error)
+        except AdaPonderError as error:
+            failure = "user" if isinstance(error, UserError) else "world", str(error)
+        except OSError as error:
+            failure = "world", f"{error.filename or job.part}: {error.strerror or error}"
+        except BaseException:
+            failure = "bug", traceback.format_exc()
+        else:
+            continue
+        with suppress(_ParentGoneError):
+            reports.send("failed", failure)
         return
-    except AdaPonderError as error:
-        connection.send(("failed", ("user" if isinstance(error, UserError) else "world", str(error))))
-    except OSError as error:
-        reason = f"{error.filename or setting.shards} cannot be written: {error.strerror or error}"
-        connection.send(("failed", ("world", reason)))
-    except BaseException:
-        connection.send(("failed", ("bug", traceback.format_exc())))

@@ -125,7 +125,7 @@ def read_manifest(shards: Path) -> Manifest:
     """Read the manifest of a shards folder; `UserError` when there is none or it is not one."""
     path = shards / MANIFEST_NAME
     if not path.is_file():
-        raise UserError(f"{path} is missing: these shards are not finished; run `adaponder tokenize` first")
+        raise UserError(f"{path} is missing: these shards are not finished (by `adaponder tokenize`), or were removed")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -144,15 +144,13 @@ def write_manifest(shards: Path, manifest: Manifest) -> None:
     write_text(shards / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
 
 
-def manifest_hash(shards: Path) -> str:
+def manifest_hash(manifest: Manifest) -> str:
     """The data set's name in everything made from it: SHA-256 of what the manifest says of the data.
 
     Where the inputs lay, what the tokenizer was called and which command wrote the shards is left out, so that the
     same data made in another place is the same data: the order of the rows follows from this hash.
     """
-    described = read_manifest(shards).model_dump(
-        mode="json", exclude={"command", "version", "settings", "settings_sha256"}
-    )
+    described = manifest.model_dump(mode="json", exclude={"command", "version", "settings", "settings_sha256"})
     del described["tokenizer"]["name"]
     for entry in described["inputs"]:
         del entry["path"]

@@ -68,6 +68,11 @@ class RowReader:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def is_here(self, indices: Sequence[int] | np.ndarray) -> bool:
+        """Whether the rows at `indices` can be read without fetching a shard from a store first."""
+        numbers = np.unique(np.searchsorted(self._shard_ends, np.asarray(indices, dtype=np.int64), side="right"))
+        return self._source.are_here([self._shards[number] for number in numbers.tolist() if number not in self._files])
+
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows at `indices` (each in [0, rows), in any order, repeats allowed): int64 [n, seq_len + 1].
 

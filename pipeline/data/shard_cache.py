@@ -8,8 +8,7 @@ so that two ranks never fetch the same file. What was used longest ago goes when
 process has open just now: readers hold a shared lock on what they read (and should a file go all the same, Linux keeps
 its content for those who have it open). The kernel gives every lock back when a process ends, however it ends.
 
-Nothing is flushed to disk: after a power cut a file may be shorter than it should be, which its size shows; it is then
-fetched anew.
+A file is flushed to disk before it takes its name, so that after a power cut, too, one of the right size is whole.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ import fcntl
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.cache_room import LOCKS, locked, make_room, no_locks
+from pipeline.data.cache_room import LOCKS, default_root, locked, make_room, no_locks, require_locks, require_own
 from pipeline.data.manifest import MANIFEST_NAME, ShardEntry, read_manifest
 from pipeline.data.order import Shuffle
 from pipeline.data.shard_source import (
@@ -37,7 +35,7 @@ from pipeline.data.shard_source import (
     require_names,
     require_size,
 )
-from pipeline.durable import PARTIAL_SUFFIX, sha256_file
+from pipeline.durable import PARTIAL_SUFFIX, fsync_file, fsync_folder, sha256_file
 from pipeline.errors import UserError, WorldError
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -58,7 +56,7 @@ def cache_folder(url: str, cache: str) -> Path:
 
     The system's temporary folder is every user's, so each has a cache of their own there.
     """
-    root = Path(cache).expanduser() if cache else Path(tempfile.gettempdir()) / f"adaponder-shards-{os.getuid()}"
+    root = Path(cache).expanduser() if cache else default_root()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", url.rstrip("/").rpartition("/")[2]) or "shards"
     return root.absolute() / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
@@ -83,7 +81,7 @@ class CachedShards:
 
         Fetches manifest.json and, where it is not here yet, the tokenizer: after that `folder` can be read like a
         folder of shards without shards. Raises `UserError` for a URL that leads to no manifest or that no installed
-        package knows, `WorldError` naming the URL that cannot be fetched.
+        package knows, and for a folder that cannot be the cache, `WorldError` naming the URL that cannot be fetched.
         """
         self._url = url.rstrip("/")
         self._folder = folder
@@ -91,7 +89,9 @@ class CachedShards:
         self._files, self._root = _file_system(self._url)
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_own(folder.parent)
             (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+            require_locks(folder / LOCKS)
         except OSError as error:
             raise UserError(f"data.cache: {error.filename} cannot be written: {error.strerror}") from error
         self._fetch_manifest()
@@ -122,14 +122,21 @@ class CachedShards:
             if size is not None:
                 require_size(self.name(shard), size, shard.bytes)
 
+    def are_here(self, shards: Sequence[ShardEntry]) -> bool:
+        return all(_is_whole(self._tar(shard), shard.bytes) for shard in shards)
+
     def prepare(self, shards: Sequence[ShardEntry]) -> None:
         """Fetch what is not here; raises `WorldError` naming the URL, as `open` does."""
         absent = [shard for shard in shards if not _is_whole(self._tar(shard), shard.bytes)]
         if len(absent) < 2 or sum(shard.bytes for shard in absent) > self._cache_bytes // 2:
             return  # `open` fetches them one by one, each when there is room for it
         with ThreadPoolExecutor(max_workers=FETCHED_TOGETHER, thread_name_prefix="shards") as threads:
-            for fetched in [threads.submit(self._fetch_shard, shard) for shard in absent]:
-                fetched.result()
+            try:
+                for fetched in as_completed([threads.submit(self._fetch_shard, shard) for shard in absent]):
+                    fetched.result()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)  # what runs is waited for, as it would have been
+                raise
 
     def index(self, shard: ShardEntry) -> bytes:
         path = self._folder / f"{shard.index_sha256[:_HASH_LETTERS]}-{index_name(shard.name)}"
@@ -235,7 +242,9 @@ class CachedShards:
                     partial.unlink(missing_ok=True)
                     if last_try or isinstance(error.__cause__, FileNotFoundError) or _is_full(error.__cause__):
                         raise
+            fsync_file(partial)
             os.replace(partial, path)
+            fsync_folder(path.parent)
             make_room(self._folder.parent, self._cache_bytes, path)  # others may have come at the same time
 
     def _download(self, url: str, partial: Path) -> None:

@@ -93,7 +93,12 @@ class ShardLayout:
                 raise ValueError(f"{dtype} {list(shape)} instead of unsigned [rows, {self._row_tokens}]")
             if head.tell() + shape[0] * shape[1] * dtype.itemsize != size:
                 raise ValueError(f"{list(shape)} does not fill its {size} bytes")
-        except (ValueError, SyntaxError, tokenize.TokenError) as error:  # numpy lets its parser's own errors through
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            tokenize.TokenError,
+        ) as error:  # numpy lets its parser's own out
             raise WorldError(f"{self._name} is damaged: tokens of chunk {chunk}: {error}") from error
         return head.getvalue()[: head.tell()], dtype, shape[0]
 

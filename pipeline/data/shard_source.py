@@ -31,7 +31,11 @@ class ShardSource(Protocol):
         ...
 
     def require(self, shards: Sequence[ShardEntry]) -> None:
-        """Find by one listing what is missing or has another size; `WorldError` naming it."""
+        """Find by one listing what is missing, or has another size where that is cheap; `WorldError` naming it."""
+        ...
+
+    def are_here(self, shards: Sequence[ShardEntry]) -> bool:
+        """Whether all of them can be opened without fetching anything."""
         ...
 
     def prepare(self, shards: Sequence[ShardEntry]) -> None:
@@ -61,17 +65,23 @@ class LocalShards:
     def require(self, shards: Sequence[ShardEntry]) -> None:
         wanted = {shard.name: shard.bytes for shard in shards} | {index_name(shard.name): None for shard in shards}
         found: set[str] = set()
+        # On a network file system a size is a request of its own: one rank of a machine asks for all of them, and
+        # every rank for a shard's when it opens it.
+        with_sizes = os.environ.get("LOCAL_RANK", "0") == "0"
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     if entry.name in wanted:
                         found.add(entry.name)
                         size = wanted[entry.name]
-                        if size is not None:
+                        if with_sizes and size is not None:
                             require_size(entry.path, entry.stat().st_size, size)
         except OSError as error:
             raise WorldError(f"{error.filename or self._folder} cannot be read: {error.strerror}") from error
         require_names(str(self._folder), wanted, found)
+
+    def are_here(self, shards: Sequence[ShardEntry]) -> bool:
+        return True
 
     def prepare(self, shards: Sequence[ShardEntry]) -> None:
         """Nothing: they are here."""

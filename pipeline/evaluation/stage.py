@@ -22,10 +22,12 @@ from pipeline.evaluation.plots import write_plots
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import EvaluateSection, Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.training.stopping import ends_on_signals
 
 VALIDATION = "validation"
 
 
+@ends_on_signals("evaluate")
 def evaluate(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest", suite: str = VALIDATION) -> Metrics:
     """Evaluate a checkpoint of the run; metrics.json and figures go to evaluation/CHECKPOINT/SUITE/ and to MLflow.
 
@@ -42,7 +44,7 @@ def evaluate(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest",
         checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
         folder.open_shards()
         manifest = read_manifest(folder.shards)
-        require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
+        require_same_manifest(checkpoint, manifest_hash(manifest), folder.shards)
         output = folder.evaluation(checkpoint.name, suite)
         repair_folder(output)
         identity = identify(checkpoint, recipe.evaluate, suite)

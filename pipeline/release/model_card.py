@@ -13,8 +13,10 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.evaluation.metrics import Measured, Metrics
 from pipeline.model import AdaPonderConfig
-from pipeline.recipe import Phase, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_train import Phase
 from pipeline.release.provenance import without_folders
+from pipeline.training.phases import describe_schedule
 
 PAPER = "https://arxiv.org/abs/2603.01914"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -189,17 +191,29 @@ def _training(subject: Subject) -> str:
         f"{state.step:,} of {train.steps:,} steps, {train.global_batch} x {recipe.tokenize.seq_len:,} tokens a step, "
         f"{state.precision}, {ranks}, DeepSpeed ZeRO stage {state.zero_stage}. AdamW: peak learning "
         f"rate {optimizer.peak_lr:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, weight decay "
-        f"{optimizer.weight_decay:g}, warm-up {optimizer.warmup_share:.0%} of the steps, cosine to "
-        f"{optimizer.floor_share:.0%} of the peak, gradients clipped at {optimizer.clip_grad_norm:g}. "
-        f"Seed {recipe.seed}.",
+        f"{optimizer.weight_decay:g}, {describe_schedule(optimizer.schedule, train.steps)}, gradients clipped at "
+        f"{optimizer.clip_grad_norm:g}. Seed {recipe.seed}.",
         "",
-        "| phase | steps | trained | halting | ponder loss |",
-        "| --- | ---: | --- | --- | --- |",
+        "| phase | steps | trained | learning rate | halting | ponder loss |",
+        "| --- | ---: | --- | --- | --- | --- |",
     ]
     for phase in train.phases:
         halting = "on" if phase.halting else "off"
-        lines.append(f"| {phase.name} | {phase.steps:,} | {phase.train} | {halting} | {_ponder(phase)} |")
+        trained = phase.train if isinstance(phase.train, str) else ", ".join(f"`{name}`" for name in phase.train)
+        lines.append(
+            f"| {phase.name} | {phase.steps:,} | {trained} | {_learning_rate(phase)} | {halting} | {_ponder(phase)} |"
+        )
     return "\n".join(lines)
+
+
+def _learning_rate(phase: Phase) -> str:
+    """What the phase does otherwise than the whole run."""
+    own = [f"peak {phase.peak_lr:g}"] if phase.peak_lr is not None else []
+    if phase.schedule is not None:
+        own.append(describe_schedule(phase.schedule, phase.steps))
+    if phase.gate_lr_factor is not None:
+        own.append(f"gates {phase.gate_lr_factor:g} times that")
+    return ", ".join(own) or "as above"
 
 
 def _ponder(phase: Phase) -> str:

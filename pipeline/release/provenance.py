@@ -14,8 +14,12 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics
 
 PROVENANCE_NAME = "provenance.json"
-# Also behind --option= and inside the lists and mappings that --set takes.
-_PATH_IN_A_WORD = re.compile(r"""(?:^|(?<=[=\[{,\s'"]))[/~][^=,\]}'"]*""")
+_URL = r"[A-Za-z][A-Za-z0-9+.:-]*://"
+_PLACE = re.compile(rf"[/~]|{_URL}")
+# Also behind --option= and inside the lists and mappings that --set takes. A query may hold any sign but a space.
+_PLACE_IN_A_WORD = re.compile(
+    rf"""(?:^|(?<=[=\[{{,\s'"]))(?:[/~][^=,\]}}'"]*|{_URL}[^\s?,\]}}'"]*(?:\?[^\s\]}}'"]*)?)"""
+)
 
 
 class ReleaseIdentity(BaseModel):
@@ -70,25 +74,29 @@ class Provenance(BaseModel):
 
 
 def without_folders(content: Any) -> Any:
-    """A recipe, or any part of one, with absolute paths reduced to their last name.
+    """A recipe, or any part of one, with absolute paths and URLs reduced to their last name.
 
-    Where things lay on the machine of the training means nothing elsewhere, and is nobody's business.
+    Where things lay for the training means nothing elsewhere, and is nobody's business; least of all a password or a
+    signed query in a URL.
     """
     if isinstance(content, dict):
         return {name: without_folders(value) for name, value in content.items()}
     if isinstance(content, list):
         return [without_folders(value) for value in content]
-    return _last_name(content) if isinstance(content, str) and content.startswith(("/", "~")) else content
+    return _last_name(content) if isinstance(content, str) and _PLACE.match(content) else content
 
 
 def command_without_folders(command: str) -> str:
-    """A command line, as `shlex.join` makes it, with absolute paths reduced to their last name."""
+    """A command line, as `shlex.join` makes it, with absolute paths and URLs reduced to their last name."""
     words = shlex.split(command)
-    return shlex.join(_PATH_IN_A_WORD.sub(lambda found: _last_name(found[0]), word) for word in words)
+    return shlex.join(_PLACE_IN_A_WORD.sub(lambda found: _last_name(found[0]), word) for word in words)
 
 
-def _last_name(path: str) -> str:
-    return Path(path).name or path
+def _last_name(place: str) -> str:
+    if "://" in place:
+        # A host alone keeps its name, without who logs in there.
+        return re.split("[?#]", place)[0].rstrip("/").rpartition("/")[2].rpartition("@")[2]
+    return Path(place).name or place
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -58,7 +58,7 @@ def release(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest", 
         checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
         folder.open_shards()
         manifest = read_manifest(folder.shards)
-        require_same_manifest(checkpoint, manifest_hash(folder.shards), folder.shards)
+        require_same_manifest(checkpoint, manifest_hash(manifest), folder.shards)
         repair_folder(folder.release)
         metrics = _evaluation_of(checkpoint, folder)
         identity = ReleaseIdentity(

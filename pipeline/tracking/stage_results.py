@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from pipeline.console import console
-from pipeline.data.manifest import manifest_hash
+from pipeline.data.manifest import manifest_hash, read_manifest
 from pipeline.durable import sha256_file, sha256_json
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
@@ -72,12 +72,22 @@ def _feed(folder: RunFolder) -> str | None:
         training_is_over = lock == "held" or (lock == "unsupported" and noted is not None and noted.status is not None)
         if not training_is_over:
             return None
-        run = TrainingRun(folder, manifest_hash(folder.shards))
+        run = TrainingRun(folder, _manifest_hash(folder))
         run_id = run.open(None)
         run.send_new_metrics()
         # Nobody trains; if nobody said how it ended, the attempt was killed.
         run.end((noted.status if noted else None) or "KILLED")
         return run_id
+
+
+def _manifest_hash(folder: RunFolder) -> str:
+    """The training's own, as its newest checkpoint says: the shards may have been made anew, or their store be away."""
+    from pipeline.checkpoint import has_checkpoint, newest_whole
+
+    if has_checkpoint(folder.checkpoints):
+        return newest_whole(folder.checkpoints).state.manifest_hash
+    folder.open_shards()
+    return manifest_hash(read_manifest(folder.shards))
 
 
 def _training_run(folder: RunFolder) -> str | None:

@@ -24,6 +24,8 @@ from pipeline.tracking.training_run import TrainingRun
 POLL_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 300.0
 LOCK_PAUSE_SECONDS = 0.5
+ENDED_TAG = "adaponder.ended.attempt-"
+"""With the attempt's number: why it was ended before its last step."""
 
 
 class Tracker:
@@ -38,6 +40,7 @@ class Tracker:
         self._complete = False
         self._recipe_logged = False
         self._wanted: EndStatus | None = None
+        self._why: str | None = None
         self._ending = threading.Event()
         self._deadline = 0.0
         # A daemon: a server that hangs must not keep the process from ending.
@@ -52,8 +55,12 @@ class Tracker:
         """Begin to follow metrics.jsonl; returns at once."""
         self._thread.start()
 
-    def finish(self, status: EndStatus, wait_seconds: float = 30.0) -> None:
-        """Send what is left, set the run's status and stop; gives up after `wait_seconds` and says so."""
+    def finish(self, status: EndStatus, wait_seconds: float = 30.0, why: str | None = None) -> None:
+        """Send what is left, set the run's status and stop; gives up after `wait_seconds` and says so.
+
+        why: goes into a tag of this attempt.
+        """
+        self._why = why
         self._wanted = status
         self._deadline = time.monotonic() + wait_seconds
         self._ending.set()
@@ -106,6 +113,8 @@ class Tracker:
             self._run_id = self._run.open(self._attempt)
         self._run.send_new_metrics()
         if ending and self._wanted is not None:
+            if self._why:
+                self._run.tag(f"{ENDED_TAG}{self._attempt}", self._why)
             self._run.end(self._wanted)
         if not self._recipe_logged:  # last: an artifact store without credentials must not hold up metrics and status
             self._run.log_recipe(self._attempt)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.console import console
-from pipeline.data.manifest import read_manifest
+from pipeline.data.manifest import MANIFEST_NAME, manifest_hash, read_manifest
 from pipeline.data.shard_cache import is_url
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
@@ -116,6 +116,10 @@ class TrainingRun:
         text = yaml.safe_dump(self._folder.recipe.resolved(), sort_keys=False, allow_unicode=True)
         self._client.log_text(self._run_id, text, f"recipe/attempt-{attempt}.yaml")
 
+    def tag(self, name: str, text: str) -> None:
+        """Set a tag of the run."""
+        self._client.set_tag(self._run_id, name, text[:TAG_LENGTH])
+
     def end(self, status: EndStatus) -> None:
         """Set the run's final status; one that it has already keeps its end time."""
         if self._client.get_run(self._run_id).info.status != status:
@@ -156,7 +160,7 @@ class TrainingRun:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _describe(self, run: Any, attempt: int) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+        from mlflow.entities import Param, RunTag
 
         params = flat(self._folder.recipe.resolved())
         logged = run.data.params
@@ -178,24 +182,35 @@ class TrainingRun:
             self._client.log_batch(run_id, params=some)
         digest = self._manifest_hash[:DIGEST_LENGTH]
         if all(known.dataset.digest != digest for known in run.inputs.dataset_inputs):
-            manifest = read_manifest(self._folder.shards)
-            splits = {
-                name: {"rows": split.rows, "tokens": split.tokens, "documents": split.documents}
-                for name, split in manifest.splits.items()
-            }
-            shards = self._folder.recipe.data.shards
-            uri = without_secrets(shards) if is_url(shards) else self._folder.shards.resolve().as_uri()
-            dataset = Dataset(
-                name=self._folder.shards.resolve().name if self._shards_are_shared() else self._folder.recipe.name,
-                digest=digest,
-                source_type="local",
-                source=json.dumps({"uri": uri}),
-                profile=json.dumps({"seq_len": manifest.seq_len, "splits": splits}),
-            )
-            context = InputTag("mlflow.data.context", "training")
-            self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
+            self._log_data_set(run_id, digest)
         for some in batches(stale, PARAMS_PER_BATCH):
             self._client.log_batch(run_id, tags=some)
+
+    def _log_data_set(self, run_id: str, digest: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if not (self._folder.shards / MANIFEST_NAME).is_file():
+            self._folder.open_shards()  # the cache of a URL may be gone
+        manifest = read_manifest(self._folder.shards)
+        if manifest_hash(manifest) != self._manifest_hash:
+            told = f"{self._folder.shards} holds other shards by now: MLflow gets no description of the training's"
+            self._say("tracking_shards_changed", told)
+            return
+        splits = {
+            name: {"rows": split.rows, "tokens": split.tokens, "documents": split.documents}
+            for name, split in manifest.splits.items()
+        }
+        shards = self._folder.recipe.data.shards
+        uri = without_secrets(shards) if is_url(shards) else self._folder.shards.resolve().as_uri()
+        dataset = Dataset(
+            name=self._folder.shards.resolve().name if self._shards_are_shared() else self._folder.recipe.name,
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": uri}),
+            profile=json.dumps({"seq_len": manifest.seq_len, "splits": splits}),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
 
     def _shards_are_shared(self) -> bool:
         return not self._folder.shards.resolve().is_relative_to(self._folder.path.resolve())

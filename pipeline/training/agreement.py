@@ -10,7 +10,7 @@ import dataclasses
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pipeline.errors import AdaPonderError, WorldError
 
 Found = TypeVar("Found")
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -26,49 +27,91 @@ class StepFlags:
 
     reading_failed: bool = False
     """This rank has no batch for the step."""
+    stop_wanted: bool = False
+    """This rank knows a reason to stop before the step."""
+
+
+@dataclass(frozen=True)
+class StepStart(Generic[Found]):
+    """A step that all ranks begin."""
+
+    found: Found
+    stop_wanted: bool
+    """By any rank."""
+    sums: list[float]
+    """What each rank gave to be added up."""
 
 
 def agreed(flags: StepFlags, device: torch.device) -> StepFlags:
     """The flags of all ranks together, by one small reduction on `device`; collective."""
-    if not dist.is_initialized():
-        return flags
-    values = torch.tensor(dataclasses.astuple(flags), dtype=torch.int32, device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return StepFlags(*map(bool, values.tolist()))
+    return _reduced(flags, None, device)[0]
 
 
 def read_together(read: Callable[[], Found], device: torch.device) -> Found:
     """What `read` gives on this rank, once it has succeeded on every rank; collective.
 
-    Where it raised `WorldError` or OSError on any, every rank raises the same `WorldError` with all messages and the
-    ranks they come from.
+    Where it raised on any, every rank raises the same `WorldError` with all messages and the ranks they come from; but
+    a rank whose own error is neither `WorldError` nor OSError raises that one: a user's mistake, or a bug.
+    """
+    return begin_together(read, device).found
+
+
+def begin_together(
+    read: Callable[[], Found], device: torch.device, stop_wanted: bool = False, sums: torch.Tensor | None = None
+) -> StepStart[Found]:
+    """`read_together` for a step, and what else ranks tell each other before it, in one reduction; collective.
+
+    sums: numbers to be added up over the ranks, [n], the same n on all.
     """
     found, failure = None, None
     try:
         found = read()
-    except (WorldError, OSError) as error:
+    except Exception as error:  # whatever it is, the others must not wait for this rank
         failure = error
-    if agreed(StepFlags(reading_failed=failure is not None), device).reading_failed:
-        raise WorldError(_all_messages(failure)) from failure
-    return cast(Found, found)
+    flags, added = _reduced(StepFlags(failure is not None, stop_wanted), sums, device)
+    if flags.reading_failed:
+        messages = _all_messages(failure)
+        if failure is not None and not isinstance(failure, WorldError | OSError):
+            raise failure
+        raise WorldError(messages) from failure
+    return StepStart(cast(Found, found), flags.stop_wanted, added)
+
+
+def told_by_all(mine: Told | None) -> list[tuple[Told, str]]:
+    """What ranks have to say, with "rank 3 on HOST" for each that says something, in their order; collective."""
+    pair = None if mine is None else (mine, f"rank {_rank()} on {socket.gethostname()}")
+    pairs: list[tuple[Told, str] | None] = [pair]
+    if dist.is_initialized():
+        pairs = [None] * dist.get_world_size()
+        dist.all_gather_object(pairs, pair)
+    return [pair for pair in pairs if pair is not None]
+
+
+def _reduced(flags: StepFlags, sums: torch.Tensor | None, device: torch.device) -> tuple[StepFlags, list[float]]:
+    # A sum serves both: a flag is set where any rank set it, and one loss that is no number makes the mean none.
+    values = torch.tensor(dataclasses.astuple(flags), dtype=torch.float64, device=device)
+    count = len(values)
+    if sums is not None:
+        values = torch.cat([values, sums.to(values)])
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    told = values.tolist()
+    return StepFlags(*(value > 0 for value in told[:count])), told[count:]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _all_messages(failure: Exception | None) -> str:
     """Every rank's message with the ranks that have it, in the order of ranks; collective."""
-    mine = None if failure is None else (_message(failure), socket.gethostname())
-    told: list[tuple[str, str] | None] = [mine]
-    if dist.is_initialized():
-        told = [None] * dist.get_world_size()
-        dist.all_gather_object(told, mine)
     ranks: dict[str, list[str]] = {}
-    for rank, one in enumerate(told):
-        if one is not None:
-            message, host = one
-            ranks.setdefault(message, []).append(f"rank {rank} on {host}")
+    for message, who in told_by_all(None if failure is None else _message(failure)):
+        ranks.setdefault(message, []).append(who)
     return "; ".join(f"{message} (read by {', '.join(who)})" for message, who in ranks.items())
 
 
 def _message(failure: Exception) -> str:
     if isinstance(failure, OSError) and not isinstance(failure, AdaPonderError):
         return f"{failure.filename or 'a file'}: {failure.strerror or failure}"
-    return str(failure)
+    return str(failure) if isinstance(failure, AdaPonderError) else f"{type(failure).__name__}: {failure}"

@@ -6,6 +6,7 @@ command that started the ranks makes its one line (torchrun itself only knows ex
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -15,11 +16,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pipeline.console import console
 from pipeline.durable import write_json
 from pipeline.errors import AdaPonderError, UserError, WorldError
+from pipeline.training.hang_report import hang_line
+from pipeline.training.stopping import Stopped
+from pipeline.training.watchdog import Hang
 
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
 # What gloo and NCCL say when the other side of a connection has gone.
@@ -44,6 +48,10 @@ def rank_log(logs: Path, attempt: int, rank: int) -> Path:
 
 def _error_file(logs: Path, attempt: int, rank: int) -> Path:
     return rank_log(logs, attempt, rank).with_suffix(".error.json")
+
+
+def _stop_file(logs: Path, attempt: int) -> Path:
+    return logs / f"attempt-{attempt:03d}-stopped.json"
 
 
 def hold_run(folder: Path, wait_seconds: float = 20.0) -> IO[str]:
@@ -88,6 +96,9 @@ def log_to_file(logs: Path, attempt: int, rank: int) -> None:
 
 def report_failure(logs: Path, attempt: int, rank: int, error: BaseException) -> int:
     """Leave this rank's error for the command; returns the exit code to end with."""
+    if isinstance(error, Stopped):  # no failure: rank 0 has left `report_stop`
+        print(error, file=sys.stderr)
+        return error.exit_code
     traceback.print_exception(error)
     message = str(error)
     if isinstance(error, UserError):
@@ -101,26 +112,53 @@ def report_failure(logs: Path, attempt: int, rank: int, error: BaseException) ->
         kind = "bystander"
     else:
         kind, message = "bug", "".join(traceback.format_exception(error))
-    report = {
-        "time": time.time(),
-        "rank": rank,
-        "host": socket.gethostname(),
-        "kind": kind,
-        "message": message,
-    }
-    write_json(_error_file(logs, attempt, rank), report)
+    _write_report(logs, attempt, rank, kind=kind, message=message)
     return error.exit_code if isinstance(error, AdaPonderError) else 1
+
+
+def report_hang(logs: Path, attempt: int, rank: int, world_size: int, hang: Hang) -> None:
+    """Leave where this rank stood when nothing went on any more."""
+    _write_report(logs, attempt, rank, kind="hang", world_size=world_size, **dataclasses.asdict(hang))
+
+
+def reported_hangs(logs: Path, attempt: int) -> list[dict[str, Any]]:
+    """What the ranks' watchdogs have left so far, in the order of ranks."""
+    return [report for report in _reports(logs, attempt) if report["kind"] == "hang"]
+
+
+def report_stop(logs: Path, attempt: int, stop: Stopped) -> None:
+    """Leave for the command that the ranks end because they were asked to; rank 0 alone."""
+    content = {"message": str(stop), "step": stop.step, "requeue": stop.requeue, "again": stop.again}
+    write_json(_stop_file(logs, attempt), content)
+
+
+def reported_stop(logs: Path, attempt: int) -> Stopped | None:
+    """The stop that `attempt` ended with, None where it ended otherwise."""
+    path = _stop_file(logs, attempt)
+    if not path.is_file():
+        return None
+    left = json.loads(path.read_text(encoding="utf-8"))
+    return Stopped(left["message"], step=left["step"], requeue=left["requeue"], again=left["again"])
+
+
+def _write_report(logs: Path, attempt: int, rank: int, **content: Any) -> None:
+    report = {"time": time.time(), "rank": rank, "host": socket.gethostname(), **content}
+    write_json(_error_file(logs, attempt, rank), report)
+
+
+def _reports(logs: Path, attempt: int) -> list[dict[str, Any]]:
+    files = sorted(logs.glob(f"attempt-{attempt:03d}-*.error.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
 def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     """Raise what went wrong first in `attempt`, for the command that started the ranks.
 
     `UserError` and `WorldError` as the rank raised them; a bug with the rank's traceback; `WorldError` naming the rank
-    that ended without a word (killed from outside, out of memory) where only others report that they lost it.
+    that ended without a word (killed from outside, out of memory) where only others report that they lost it, and
+    naming who held up whom where nothing went on.
     """
-    files = logs.glob(f"attempt-{attempt:03d}-*.error.json")
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    telling = [report for report in reports if report["kind"] != "bystander"]
+    telling = [report for report in _reports(logs, attempt) if report["kind"] != "bystander"]
     if not telling:
         log = launcher_log(logs, attempt)
         first = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
@@ -132,6 +170,8 @@ def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     first_told = min(telling, key=lambda report: report["time"])
     if first_told["kind"] == "user":
         raise UserError(first_told["message"])
+    if first_told["kind"] == "hang":
+        raise WorldError(hang_line([report for report in telling if report["kind"] == "hang"]))
     where = f"rank {first_told['rank']} on {first_told['host']}"
     if first_told["kind"] == "world":
         raise WorldError(f"{where}: {first_told['message']}")

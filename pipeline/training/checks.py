@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, find_checkpoint, has_checkpoint, require_same_manifest
+from pipeline.checkpoint import Checkpoint, find_checkpoint, has_checkpoint, newest_whole, require_same_manifest
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.order import accumulation_steps
 from pipeline.data.vocabulary import check_vocabulary
@@ -21,8 +21,10 @@ from pipeline.model import AdaPonderConfig
 from pipeline.recipe import DataSection, ModelSection, Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.computation import check_computation
-from pipeline.training.engine import read_strategy, zero_stage
+from pipeline.training.guards import check_guards
 from pipeline.training.model_start import model_config
+from pipeline.training.strategy import check_strategy
+from pipeline.training.trained_parameters import check_trained
 
 CPU_RANKS = 2
 """Ranks for `train.ranks: auto` on a machine without a GPU: enough to be a distributed run."""
@@ -64,12 +66,8 @@ def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]
     """
     train = recipe.train
     accumulation_steps(train.micro_batch, train.global_batch, world_size)
-    stage = zero_stage(read_strategy(train.strategy))
-    if stage == 0 and train.precision == "bf16":
-        raise UserError(
-            f"train.strategy {train.strategy} with train.precision bf16: DeepSpeed without ZeRO trains bf16 with "
-            "another optimizer, whose states cannot be read back; take zero1, or fp32"
-        )
+    stage = check_strategy(recipe)
+    check_guards(recipe, stage)
     check_computation(recipe)
     config = model_config(recipe)
     if recipe.tokenize.seq_len > config.max_position_embeddings:
@@ -77,14 +75,18 @@ def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]
             f"tokenize.seq_len {recipe.tokenize.seq_len} is beyond the backbone's max_position_embeddings "
             f"{config.max_position_embeddings}: shorten the rows, or take another backbone"
         )
+    check_trained(train.phases, config)
     return stage, config
 
 
-def check_training(recipe: Recipe, folder: RunFolder, world_size: int, resume: str) -> TrainingPlan:
+def check_training(
+    recipe: Recipe, folder: RunFolder, world_size: int, resume: str, checkpoint: str | None = None
+) -> TrainingPlan:
     """Check recipe, shards and checkpoints against each other for `world_size` ranks.
 
-    `resume` is "auto" (continue from the newest complete checkpoint) or "never" (refuse if there is one).
-    Raises `UserError` with the first contradiction.
+    `resume` is "auto" (continue from a checkpoint) or "never" (refuse if there is one). `checkpoint` is the name of the
+    one that the ranks settled on; without it the newest counts that can be read and has the right sizes. Raises
+    `UserError` with the first contradiction, `WorldError` when there are checkpoints and none of them is whole.
     """
     stage, config = check_recipe(recipe, world_size)
     folder.open_shards()
@@ -95,17 +97,17 @@ def check_training(recipe: Recipe, folder: RunFolder, world_size: int, resume: s
             f"{recipe.tokenize.seq_len}: tokenize anew under another run name, or set it to {manifest.seq_len}"
         )
     check_vocabulary(manifest, config.vocab_size)
-    digest = manifest_hash(folder.shards)
-    resume_from = _resume_from(recipe, folder, digest, world_size, stage, resume)
+    digest = manifest_hash(manifest)
+    resume_from = _resume_from(recipe, folder, digest, world_size, stage, resume, checkpoint)
     return TrainingPlan(world_size, stage, manifest, digest, config, resume_from)
 
 
 def _resume_from(
-    recipe: Recipe, folder: RunFolder, digest: str, world_size: int, stage: int, resume: str
+    recipe: Recipe, folder: RunFolder, digest: str, world_size: int, stage: int, resume: str, name: str | None
 ) -> Checkpoint | None:
     if not has_checkpoint(folder.checkpoints):
         return None
-    newest = find_checkpoint(folder.checkpoints)
+    newest = find_checkpoint(folder.checkpoints, name) if name else newest_whole(folder.checkpoints)
     if resume == "never":
         raise UserError(
             f"{folder.checkpoints} already holds {newest.name}: leave --resume at auto to continue it, or take another "

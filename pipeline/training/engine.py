@@ -1,35 +1,21 @@
-"""The DeepSpeed engine of a run: strategy file and recipe become one configuration, parameters become groups.
-
-A strategy (ds_configs/) says how states are partitioned and nothing else; batch, precision and clipping come from the
-recipe. A key that stands in both is refused, so that a number is never decided in two places.
-"""
+"""The DeepSpeed engine of a segment: the network's trained parameters in groups, their exact start, their LRs."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 
-import ds_configs
-from pipeline.data.order import accumulation_steps
-from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
-from pipeline.recipe import OptimizerSection, Phase, Recipe
-
-FROM_RECIPE = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "bf16",
-    "fp16",
-    "optimizer",
-    "scheduler",
-)
+from pipeline.recipe import Recipe
+from pipeline.recipe_train import OptimizerSection, Phase
+from pipeline.training.phases import LearningRates
+from pipeline.training.strategy import engine_config, offload_device, read_strategy, uses_cpu_adam
+from pipeline.training.trained_parameters import is_trained
 
 
 class Engine(Protocol):
@@ -49,55 +35,8 @@ class Engine(Protocol):
     def destroy(self) -> None: ...
 
 
-def read_strategy(strategy: str) -> dict[str, Any]:
-    """The DeepSpeed configuration called `strategy` in ds_configs/, or at that path.
-
-    Raises `UserError` for an unknown name, a file that is not JSON, or a key that belongs to the recipe.
-    """
-    shipped = {path.stem: path for path in sorted(Path(ds_configs.__file__).parent.glob("*.json"))}
-    path = Path(strategy) if strategy.endswith(".json") else shipped.get(strategy)
-    if path is None or not path.is_file():
-        raise UserError(
-            f"train.strategy {strategy}: no such JSON file, and none of the shipped strategies ({', '.join(shipped)})"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"train.strategy {path} is not JSON: {error}") from error
-    zero = content.get("zero_optimization") if isinstance(content, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
-        raise UserError(f'train.strategy {path} must say {{"zero_optimization": {{"stage": 0, 1, 2 or 3}}}}')
-    if both := [key for key in FROM_RECIPE if key in content]:
-        raise UserError(f"train.strategy {path} sets {', '.join(both)}, which the recipe decides: remove it there")
-    return content
-
-
-def zero_stage(strategy: dict[str, Any]) -> int:
-    return strategy["zero_optimization"]["stage"]
-
-
-def engine_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: the strategy, filled in from the recipe."""
-    train = recipe.train
-    return {
-        **read_strategy(train.strategy),
-        "train_batch_size": train.global_batch,
-        "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": accumulation_steps(train.micro_batch, train.global_batch, world_size),
-        "gradient_clipping": train.optimizer.clip_grad_norm,
-        "bf16": {"enabled": train.precision == "bf16"},
-        # torch's AdamW is not on DeepSpeed's list of optimizers that it knows with ZeRO; ours are tested.
-        "zero_allow_untested_optimizer": True,
-        # Progress is this project's own; DeepSpeed's would print in between.
-        "steps_per_print": 10**9,
-    }
-
-
 def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -> list[dict[str, Any]]:
-    """Trainable parameters by (gates or backbone) x (decayed matrices, or biases and norms), empty groups left out.
-
-    Each group carries `lr_factor`: its LR over the recipe's.
-    """
+    """Trainable parameters by (gates or backbone) x (decayed matrices, or biases and norms), empty groups left out."""
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -109,7 +48,6 @@ def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -
             {
                 "params": [],
                 "weight_decay": optimizer.weight_decay if decayed else 0.0,
-                "lr_factor": optimizer.gate_lr_factor if is_gate else 1.0,
             },
         )
         group["params"].append(parameter)
@@ -117,30 +55,26 @@ def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -
 
 
 def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, world_size: int) -> Engine:
-    """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained`: "all" or "gates"; collective."""
+    """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained` (`Phase.trained`); collective."""
     import deepspeed
 
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = trained == "all" or name.startswith("gates.")
+        parameter.requires_grad = is_trained(trained, name)
     settings = recipe.train.optimizer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings),
-        lr=settings.peak_lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=torch.cuda.is_available(),
-    )
+    optimizer = _adamw(parameter_groups(model, settings), settings, read_strategy(recipe.train.strategy))
     in_bf16 = recipe.train.precision == "bf16"
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     trainable = [pair for pair in model.named_parameters() if in_bf16 and pair[1].requires_grad]
     weights = {name: weight.detach().clone() for name, weight in trainable}
-    initialized, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config=engine_config(recipe, world_size),
-        dist_init_required=False,
-    )
+    with _one_kind_of_zero_optimizer():
+        initialized, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=engine_config(recipe, world_size),
+            dist_init_required=False,
+        )
     engine = cast(Engine, initialized)
+    assert type(engine.optimizer).__name__ != "BF16_Optimizer", "its checkpoints could not be read back"
     if in_bf16:
         # DeepSpeed casts the network first and makes the fp32 master weights from what is left: here they get back
         # what was rounded away. Buffers are cast too, and RoPE's frequencies in 8 bits turn far positions by whole
@@ -152,6 +86,39 @@ def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, worl
             if name in buffers:
                 buffer.data = buffers[name].to(buffer.device)
     return engine
+
+
+@contextmanager
+def _one_kind_of_zero_optimizer() -> Iterator[None]:
+    """Give ZeRO 1 with gradients added up in fp32 the optimizer that it has otherwise and that stages 2 and 3 have.
+
+    In bf16 DeepSpeed (0.19.8) takes its BF16_Optimizer there, which computes the same, but whose states
+    DeepSpeed's own zero_to_fp32 cannot read back.
+    """
+    from deepspeed.runtime import engine
+
+    choose = engine.DeepSpeedEngine._do_optimizer_sanity_check
+
+    def choose_zero(self: Any, basic_optimizer: Any) -> Any:
+        chosen = choose(self, basic_optimizer)
+        return engine.ZERO_OPTIMIZATION if chosen == engine.BFLOAT16 else chosen
+
+    engine.DeepSpeedEngine._do_optimizer_sanity_check = choose_zero
+    try:
+        yield
+    finally:
+        engine.DeepSpeedEngine._do_optimizer_sanity_check = choose
+
+
+def _adamw(groups: list[dict[str, Any]], settings: OptimizerSection, strategy: dict[str, Any]) -> torch.optim.Optimizer:
+    """AdamW where the strategy keeps its states; DeepSpeed's own on the CPU is compiled there at its first use."""
+    numbers = {"lr": settings.peak_lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
+    if not uses_cpu_adam(strategy):
+        on_gpu = torch.cuda.is_available() and offload_device(strategy) == "none"
+        return torch.optim.AdamW(groups, **numbers, fused=on_gpu)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, **numbers, adamw_mode=True)
 
 
 def _set_master_weight(parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
@@ -170,24 +137,24 @@ def _set_master_weight(parameter: torch.nn.Parameter, weight: torch.Tensor) -> N
 
 def frozen_weights(recipe: Recipe, model: AdaPonderForCausalLM, trained: str) -> dict[str, torch.Tensor]:
     """Copies of the weights that stay frozen while `trained` is trained, where DeepSpeed would keep them rounded."""
-    if recipe.train.precision == "fp32" or trained == "all":
+    if recipe.train.precision == "fp32":
         return {}
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if not name.startswith("gates.")}
+    weights = model.named_parameters()
+    return {name: weight.detach().clone() for name, weight in weights if not is_trained(trained, name)}
 
 
 def set_optimizer_settings(engine: Engine, settings: OptimizerSection) -> None:
     """Write the recipe's numbers into every group: a loaded checkpoint brings those it was saved with."""
     for group in engine.optimizer.param_groups:
         group["weight_decay"] = 0.0 if group["name"].endswith("_no_decay") else settings.weight_decay
-        group["lr_factor"] = settings.gate_lr_factor if group["name"].startswith("gates_") else 1.0
         group["betas"] = (settings.beta1, settings.beta2)
         group["eps"] = settings.eps
 
 
-def set_learning_rate(engine: Engine, rate: float) -> None:
+def set_learning_rates(engine: Engine, rates: LearningRates) -> None:
     """Give every group its LR for the coming step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+        group["lr"] = rates.gates if group["name"].startswith("gates_") else rates.backbone
 
 
 def set_halting(config: AdaPonderConfig, phase: Phase, skip_halted: bool = False) -> None:

@@ -10,20 +10,44 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
+import torch.distributed as dist
 
 from pipeline.data.batches import TrainingBatches
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
-from pipeline.training.agreement import read_together
+from pipeline.training.agreement import begin_together
 from pipeline.training.checks import TrainingPlan
-from pipeline.training.engine import Engine, set_halting, set_learning_rate
-from pipeline.training.phases import Segment, learning_rate, phase_at, ponder_fraction
+from pipeline.training.engine import Engine, set_halting, set_learning_rates
+from pipeline.training.guards import Note, RollBack
+from pipeline.training.oversight import Oversight
+from pipeline.training.passed_over import PassedOver
+from pipeline.training.phases import Segment, learning_rates, phase_at, ponder_fraction
+from pipeline.training.rank_checks import check_ranks
+from pipeline.training.retention import saves_at
 from pipeline.training.step_metrics import StepSums
+from pipeline.training.stopping import Stopped
 from pipeline.training.throughput import peak_flops, training_flops_per_token
+from pipeline.training.watchdog import PATIENCE
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens beside the arithmetic, on rank 0 only; the other ranks keep the defaults."""
+
+    post_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+    """With the number of steps taken and a logged step's metrics."""
+    note: Note = lambda kind, message, **fields: None
+    """An event and a line on the console."""
+    roll_back: Callable[[PassedOver], None] = lambda passed_over: None
+    """With what the next attempt passes over."""
+    run_id: Callable[[], str | None] = lambda: None
+    """The MLflow run, None while its server has not answered."""
 
 
 def train_segment(
@@ -34,70 +58,150 @@ def train_segment(
     first_step: int,
     batches: TrainingBatches,
     rank: int,
-    post_step: Callable[[int, dict[str, float]], None],
-    on_skipped_step: Callable[[int], None],
+    hooks: Hooks,
+    oversight: Oversight,
+    passed_over: PassedOver,
     save: Callable[[Engine, int], None],
 ) -> None:
     """Take the steps from `first_step` to the segment's end; collective.
 
-    `post_step` gets the number of steps taken and the metrics of a logged step; `on_skipped_step` the number of a step
-    that DeepSpeed skipped because its gradients were not finite; `save` the engine and the number of steps taken, on
-    every rank, every `checkpoint_every_steps` and at the end. Raises `WorldError` when the loss is no
-    longer finite, and on every rank when a rank cannot read its rows; what was saved before is kept.
+    `save` gets the engine and the number of steps taken, on every rank, where the recipe asks for it, at the end of
+    each phase and before a stop. Raises `Stopped` where any rank wants to stop or a guard rolls back, `WorldError`
+    where a guard says so or the ranks no longer train the same, and on every rank when a rank cannot read its rows;
+    what was saved before is kept.
     """
-    train = recipe.train
+    train, guards = recipe.train, oversight.guards
     device = engine.device
     clock = _Clock(recipe, plan, segment, device, first_step)
     skipped = engine.skipped_steps
+    kept = first_step  # the step that the newest checkpoint holds
+    not_looked_at: _StepLoss | None = None
+    step_seconds = 0.0
+
+    def look(taken: int, loss: float, grad_norm: float | None) -> None:
+        try:
+            guards.look(taken, loss, grad_norm)
+        except RollBack as why:
+            if passed_over.rolled_back_to.count(kept) >= train.guards.roll_backs_in_a_row:
+                raise WorldError(
+                    f"{why}: the training went back to step {kept} {train.guards.roll_backs_in_a_row} times already; a "
+                    "lower train.optimizer.peak_lr or other data may help"
+                ) from why
+            hooks.roll_back(passed_over.rolled_back(kept, taken))
+            raise Stopped(
+                f"rolled back to step {kept}, since {why}: the rows from there on to step {taken} are passed over; the "
+                "same command continues",
+                step=kept,
+                requeue=True,
+                again=oversight.requests.wish() is None,
+            ) from why
+
     for step in range(first_step, segment.end_step):
+        began = time.monotonic()
         phase, phase_step = phase_at(train.phases, step)
         fraction = ponder_fraction(phase, phase_step)
-        rate = learning_rate(train.optimizer, step, train.steps)
-        set_learning_rate(engine, rate)
+        rates = learning_rates(train, step)
+        set_learning_rates(engine, rates)
         set_halting(engine.module.config, phase, train.skip_halted)
         torch.manual_seed(step_seed(recipe.seed, step, rank))
         taken = step + 1
-        saved = taken % train.checkpoint_every_steps == 0 or taken == segment.end_step
+        saved = saves_at(train, taken) or phase_step + 1 == phase.steps
         # A step that is saved is looked at, so that no checkpoint holds weights after a loss that was not finite.
         logged = saved or taken % train.log_every_steps == 0
         sums = StepSums(plan.config, device) if logged else None
-        micro_batches = read_together(partial(batches.step, step), device)
-        for inputs, shift_labels in micro_batches:
+        # What runs for the first time may be compiled first.
+        oversight.watchdog.alive(f"step {taken}", PATIENCE if step == first_step or phase_step == 0 else 1.0)
+        wish = oversight.requests.wish(step_seconds)
+        start = begin_together(
+            partial(batches.step, passed_over.data_step(step)),
+            device,
+            wish is not None,
+            not_looked_at.sums if not_looked_at else None,
+        )
+        if not_looked_at is not None:
+            loss_sum, micro_batches_taken = start.sums
+            look(step, loss_sum / micro_batches_taken, _grad_norm(engine))
+        if start.stop_wanted:
+            if kept != step:
+                oversight.save(save, engine, step)
+            oversight.stop(step, wish, "no step was taken since" if step == first_step else "saved")
+        guards.phase(phase.name)
+        step_loss = _StepLoss(device)
+        reason = "its gradients were not finite"
+        for number, (inputs, shift_labels) in enumerate(start.found):
             output = engine(
                 input_ids=inputs.to(device, non_blocking=True),
                 shift_labels=shift_labels.to(device, non_blocking=True),
                 ponder_weight=phase.ponder_weight,
                 ponder_fraction=fraction,
             )
-            engine.backward(output.loss)
+            loss = cast(torch.Tensor, output.loss)
+            step_loss.add(loss)
+            last = number + 1 == len(start.found)
+            if last and guards.decides_before_the_step and guards.skips(taken, step_loss.mean()):
+                # DeepSpeed leaves out a step whose gradients are no numbers, in ZeRO 1 to 3 and on every rank alike:
+                # the one way to skip a step that leaves its gradient buffers and counters in order.
+                loss, reason = loss * math.nan, "its loss is a spike"
+            engine.backward(loss)
             engine.step()
             if sums is not None:
                 sums.add(output)
-        if engine.skipped_steps > skipped:
-            skipped = engine.skipped_steps
-            on_skipped_step(taken)
+        guards.took(taken, engine.skipped_steps > skipped, reason)
+        skipped = engine.skipped_steps
+        not_looked_at = step_loss
         if sums is not None:
             metrics = sums.metrics()
-            if not math.isfinite(metrics["train/loss"]):
-                raise WorldError(
-                    f"the loss of step {taken} is {metrics['train/loss']}: nothing after the last checkpoint is kept; "
-                    "a lower train.optimizer.peak_lr or other data may help"
-                )
-            norm = engine.get_global_grad_norm()
-            # None: without ZeRO DeepSpeed clips in fp32 but does not tell the norm. Not finite: the step is skipped.
+            norm = _grad_norm(engine)
+            look(taken, metrics["train/loss"], norm)
+            not_looked_at = None
+            # Not finite: the step is skipped.
             if norm is not None and math.isfinite(norm):
-                metrics["train/grad_norm"] = float(norm)
+                metrics["train/grad_norm"] = norm
             metrics |= {
-                "train/lr": rate,
+                "train/lr": rates.backbone,
+                "train/lr_gates": rates.gates,
                 "train/skipped_steps": float(engine.skipped_steps),
                 "train/ponder_weight": phase.ponder_weight,
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
             }
-            post_step(taken, metrics | clock.lap(taken, metrics))
+            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics)
+            if passed_over.data_steps:
+                metrics["train/steps_passed_over"] = float(passed_over.data_step(step) - step)
+            hooks.post_step(taken, metrics | clock.lap(taken, metrics))
+        if train.cross_check_every_steps and taken % train.cross_check_every_steps == 0:
+            check_ranks(recipe, plan, taken, passed_over.data_step(taken), engine.module, segment.trained)
+        step_seconds = time.monotonic() - began
         if saved:
-            save(engine, taken)
+            oversight.save(save, engine, taken)
+            kept = taken
             clock.restart(taken)
+
+
+class _StepLoss:
+    """A step's loss over this rank's micro-batches, left on the device: adding to it waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        """Losses and micro-batches."""
+
+    def add(self, loss: torch.Tensor) -> None:
+        self.sums[0] += loss.detach()
+        self.sums[1] += 1
+
+    def mean(self) -> float:
+        """Over all ranks' micro-batches so far; collective."""
+        sums = self.sums.clone()
+        dist.all_reduce(sums)
+        loss, micro_batches = sums.tolist()
+        return loss / micro_batches
+
+
+def _grad_norm(engine: Engine) -> float | None:
+    """Of the last step, before clipping, over all ranks; None: without ZeRO DeepSpeed clips in fp32 but does not tell
+    the norm."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
 
 
 class _Clock:
@@ -108,8 +212,9 @@ class _Clock:
         self._tokens_per_step = recipe.train.global_batch * self._seq_len
         self._skips = recipe.train.skip_halted
         self._frozen_backbone = segment.trained == "gates"
-        # The known peaks are bf16's.
-        peak = peak_flops(device) if recipe.train.precision == "bf16" else None
+        # The known peaks are bf16's; what a backward pass leaves out for a pattern of parameters is counted nowhere.
+        known = recipe.train.precision == "bf16" and segment.trained in ("all", "gates")
+        peak = peak_flops(device) if known else None
         self._peak = peak * plan.world_size if peak else None
         self.restart(step)
 

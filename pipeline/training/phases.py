@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.recipe import OptimizerSection, Phase
+from pipeline.recipe_train import Constant, Cosine, Phase, Schedule, TrainSection
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Segment:
     """Consecutive steps that train one set of parameters, and so share one engine."""
 
     trained: str
+    """As in `Phase.trained`."""
     first_step: int
     end_step: int
     """One past the last step."""
@@ -37,10 +38,10 @@ def segments(phases: list[Phase]) -> list[Segment]:
     step = 0
     for phase in phases:
         end = step + phase.steps
-        if found and found[-1].trained == phase.train:
-            found[-1] = Segment(phase.train, found[-1].first_step, end)
+        if found and found[-1].trained == phase.trained:
+            found[-1] = Segment(phase.trained, found[-1].first_step, end)
         else:
-            found.append(Segment(phase.train, step, end))
+            found.append(Segment(phase.trained, step, end))
         step = end
     return found
 
@@ -55,11 +56,57 @@ def ponder_fraction(phase: Phase, phase_step: int) -> float:
     return phase.ponder_fraction * since / phase.ramp_steps
 
 
-def learning_rate(optimizer: OptimizerSection, step: int, total_steps: int) -> float:
-    """Linear warm-up over `warmup_share` of all steps, then a cosine down to `floor_share` of the peak."""
-    warmup = round(optimizer.warmup_share * total_steps)
+@dataclass(frozen=True)
+class LearningRates:
+    """The LRs of one step."""
+
+    backbone: float
+    gates: float
+
+
+def learning_rates(train: TrainSection, step: int) -> LearningRates:
+    """The LRs of `step` (0-based): by its phase's schedule and the phase's own step, or else by the optimizer's and the
+    step of the whole run."""
+    phase, phase_step = phase_at(train.phases, step)
+    if phase.schedule is not None:
+        share = schedule_share(phase.schedule, phase_step, phase.steps)
+    else:
+        share = schedule_share(train.optimizer.schedule, step, train.steps)
+    rate = share * (train.optimizer.peak_lr if phase.peak_lr is None else phase.peak_lr)
+    factor = train.optimizer.gate_lr_factor if phase.gate_lr_factor is None else phase.gate_lr_factor
+    return LearningRates(rate, rate * factor)
+
+
+def schedule_share(schedule: Schedule, step: int, total_steps: int) -> float:
+    """The LR at `step` (0-based) of `total_steps`, as a share of the peak, between 0 and 1.
+
+    The warm-up's last step is the first at the peak; the decay's last is the last of all and at the floor.
+    """
+    warmup = schedule.warmup(total_steps)
     if step < warmup:
-        return optimizer.peak_lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup - 1)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return optimizer.peak_lr * (optimizer.floor_share + (1.0 - optimizer.floor_share) * cosine)
+        return (step + 1) / warmup
+    decay = schedule.decay(total_steps)
+    since = step - (total_steps - decay)
+    if isinstance(schedule, Constant) or since < 0 or total_steps == 1:
+        return 1.0
+    progress = min(1.0, since / (decay - 1)) if decay > 1 else 1.0
+    fallen = 0.5 * (1.0 - math.cos(math.pi * progress)) if isinstance(schedule, Cosine) else progress
+    return 1.0 - (1.0 - schedule.floor_share) * fallen
+
+
+def describe_schedule(schedule: Schedule, total_steps: int) -> str:
+    """The schedule in words, for a stretch of `total_steps`."""
+    warmup, decay = schedule.warmup(total_steps), schedule.decay(total_steps)
+    if isinstance(schedule, Constant):
+        return f"constant after {warmup:,} steps of warm-up"
+    shape = "half a cosine" if isinstance(schedule, Cosine) else "a straight line"
+    end = f"{shape} to {schedule.floor_share:.0%} of the peak over the last {decay:,}"
+    return f"{warmup:,} steps of warm-up, {end}"
+
+
+def describe_phases(train: TrainSection, tokens_per_step: int) -> str:
+    """The phases in one line, with their lengths in steps and in tokens."""
+    return "; ".join(
+        f"{phase.name}: {phase.steps:,} steps ({phase.steps * tokens_per_step:,} tokens), train {phase.trained}"
+        for phase in train.phases
+    )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.markup import escape
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import FROZEN_FILE, checkpoint_name, find_checkpoint, load_model
@@ -27,32 +28,38 @@ from pipeline.events import append_event
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
+from pipeline.tracking.metrics_lines import read_metrics
 from pipeline.training.agreement import read_together
-from pipeline.training.attempt import hold_run
+from pipeline.training.attempt import hold_run, report_hang, report_stop, reported_hangs
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
 from pipeline.training.computation import describe_computation, set_computation
-from pipeline.training.engine import build_engine, engine_config, frozen_weights, set_optimizer_settings
-from pipeline.training.loop import train_segment
+from pipeline.training.engine import build_engine, frozen_weights, set_optimizer_settings
+from pipeline.training.fallback import settle_checkpoint
+from pipeline.training.fingerprint import check_fingerprint, take_fingerprint
+from pipeline.training.gate_health import GateHealth
+from pipeline.training.guards import Guards
+from pipeline.training.hang_report import hang_line
+from pipeline.training.loop import Hooks, train_segment
 from pipeline.training.metrics_file import MetricsFile
 from pipeline.training.model_start import start_model
-from pipeline.training.phases import segments
+from pipeline.training.oversight import Oversight
+from pipeline.training.passed_over import PassedOver, read_passed_over
+from pipeline.training.phases import describe_phases, phase_at, segments
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.rank_checks import check_ranks
 from pipeline.training.saving import Saver, remove_leftovers
+from pipeline.training.stopping import BEGAN_VARIABLE, Stopped, StopRequests, StopSignals
+from pipeline.training.strategy import engine_config
+from pipeline.training.watchdog import PATIENCE, Hang, Watchdog
 
 _FINISH_SECONDS = 15.0
 """Time for MLflow after a failure: torchrun kills ranks that have not ended after 30 s."""
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What happens beside the arithmetic, on rank 0 only; the other ranks keep the defaults."""
-
-    post_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
-    """With the number of steps taken and a logged step's metrics."""
-    on_skipped_step: Callable[[int], None] = lambda step: None
-    """With the number of a step that was skipped because its gradients were not finite."""
-    run_id: Callable[[], str | None] = lambda: None
-    """The MLflow run, None while its server has not answered."""
+_SETTLE_SECONDS = 3.0
+"""Ranks that stand still find it out within this time of each other."""
+_COLLECTIVE_SHARE = 0.9
+"""Of the collectives' own timeout: a hang is found before they give up and only say that they lost somebody."""
 
 
 def init_distributed(recipe: Recipe) -> None:
@@ -82,22 +89,41 @@ def from_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str) -> None:
-    """This rank's part of the training; collective."""
-    if dist.get_rank() == 0:
-        with hold_run(folder.path):
+def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str, signals: StopSignals) -> None:
+    """This rank's part of the training; collective. Raises `Stopped` on every rank where any is asked to stop."""
+    rank, train = dist.get_rank(), recipe.train
+    began = float(os.environ.get(BEGAN_VARIABLE, signals.began))
+    requests = StopRequests(signals, folder.path, rank, train.stop_after_seconds, began)
+    limit = min(60 * train.hang_minutes, _COLLECTIVE_SHARE * train.timeout_seconds)
+    with Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size())) as watchdog:
+        if rank == 0:
+            with hold_run(folder.path):
+                dist.barrier()
+                _train_as_rank_0(recipe, folder, attempt, resume, requests, watchdog)
+        else:
             dist.barrier()
-            _train_as_rank_0(recipe, folder, attempt, resume)
-    else:
-        dist.barrier()
-        plan = _plan(recipe, folder, resume)
-        _run_segments(recipe, folder, plan, Hooks())
+            plan = _plan(recipe, folder, resume)
+            _run_segments(recipe, folder, plan, Hooks(), requests, watchdog)
     dist.destroy_process_group()
+
+
+def _report_hang(folder: RunFolder, attempt: int, rank: int, world_size: int, hang: Hang) -> None:
+    """Leave where this rank stands; the lowest rank that can adds what all of them left to events.jsonl."""
+    report_hang(folder.logs, attempt, rank, world_size, hang)
+    time.sleep(_SETTLE_SECONDS)
+    reports = reported_hangs(folder.logs, attempt)
+    if reports[0]["rank"] == rank:
+        append_event(folder, "training_hung", attempt=attempt, message=hang_line(reports))
 
 
 def _plan(recipe: Recipe, folder: RunFolder, resume: str) -> TrainingPlan:
     """Checked while rank 0 holds the run, so that no other training moves what is being looked at; collective."""
-    plan = check_training(recipe, folder, world_size_from_environment(), resume)
+    ranks = world_size_from_environment()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = read_together(lambda: check_training(recipe, folder, ranks, resume), device)
+    settled = settle_checkpoint(folder, device)
+    if plan.resume_from is not None and plan.resume_from.name != settled:
+        plan = check_training(recipe, folder, ranks, resume, settled)
     first_step = from_rank_0(plan.first_step)
     if plan.first_step != first_step:
         raise WorldError(
@@ -107,12 +133,16 @@ def _plan(recipe: Recipe, folder: RunFolder, resume: str) -> TrainingPlan:
     return plan
 
 
-def _train_as_rank_0(recipe: Recipe, folder: RunFolder, attempt: int, resume: str) -> None:
+def _train_as_rank_0(
+    recipe: Recipe, folder: RunFolder, attempt: int, resume: str, requests: StopRequests, watchdog: Watchdog
+) -> None:
     """What rank 0 does beside its share: the run's files, the progress line, MLflow."""
+    leftovers = remove_leftovers(folder.checkpoints)  # first: on a full disk they may be all the room there is
     plan = _plan(recipe, folder, resume)
+    if leftovers:
+        append_event(folder, "leftovers_removed", checkpoints=leftovers)
     folder.write_recipe()
     write_json(folder.path / "deepspeed.json", engine_config(recipe, plan.world_size))
-    remove_leftovers(folder.checkpoints)
     started = {"step": plan.first_step, "world_size": plan.world_size, "recipe_hash": recipe.hash()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     computation = describe_computation(recipe, device)
@@ -120,9 +150,11 @@ def _train_as_rank_0(recipe: Recipe, folder: RunFolder, attempt: int, resume: st
     tracker = Tracker(folder, plan.manifest_hash, attempt)
     told = "; ".join(f"{name}: {value}" for name, value in computation.items())
     console.print(f"train: {plan.world_size} ranks over {dist.get_backend()}; {told}")
+    console.print(f"train: {describe_phases(recipe.train, recipe.tokens_per_step)}")
     data = recipe.data
     if note := room_note(data.shards, data.cache_bytes, data.shuffle, plan.manifest.train.shards):
         console.print(f"[yellow]{note}[/yellow]", highlight=False)
+    watchdog.last_words = lambda: tracker.finish("FAILED", _FINISH_SECONDS)
     try:
         tracker.start()
         with (
@@ -134,24 +166,50 @@ def _train_as_rank_0(recipe: Recipe, folder: RunFolder, attempt: int, resume: st
                 metrics_file.append(step, metrics)
                 progress.show(step, metrics)
 
-            def on_skipped_step(step: int) -> None:
-                append_event(folder, "step_skipped", step=step, reason="gradients not finite")
-                console.print(f"[yellow]step {step} was skipped: its gradients were not finite[/yellow]")
+            def tell(kind: str, message: str, **fields: Any) -> None:
+                append_event(folder, kind, message=message, **fields)
+                console.print(f"[yellow]{escape(message)}[/yellow]")
 
-            _run_segments(recipe, folder, plan, Hooks(post_step, on_skipped_step, lambda: tracker.run_id))
+            def roll_back(passed_over: PassedOver) -> None:
+                passed_over.write(folder.path)
+                append_event(folder, "rolled_back", attempt=attempt, **passed_over.model_dump(mode="json"))
+
+            hooks = Hooks(post_step, tell, roll_back, lambda: tracker.run_id)
+            _run_segments(recipe, folder, plan, hooks, requests, watchdog)
+    except Stopped as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other ranks have ended, torchrun ends what is left
+        requests.clear()
+        append_event(
+            folder, "training_stopped", attempt=attempt, step=stop.step, requeue=stop.requeue, message=str(stop)
+        )
+        report_stop(folder.logs, attempt, stop)
+        tracker.finish("KILLED", _FINISH_SECONDS, str(stop))
+        raise
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another rank's end must not cut short what is still to be said
         append_event(folder, "training_failed", attempt=attempt, error=str(error).partition("\n")[0])
         tracker.finish("KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED", _FINISH_SECONDS)
         raise
+    requests.clear()  # one that came too late must not stop the next training of this folder
     append_event(folder, "training_finished", attempt=attempt, step=recipe.train.steps)
     tracker.finish("FINISHED")
 
 
-def _run_segments(recipe: Recipe, folder: RunFolder, plan: TrainingPlan, hooks: Hooks) -> None:
+def _run_segments(
+    recipe: Recipe,
+    folder: RunFolder,
+    plan: TrainingPlan,
+    hooks: Hooks,
+    requests: StopRequests,
+    watchdog: Watchdog,
+) -> None:
     """Every segment that is left, each with an engine of its own; collective."""
     train, rank = recipe.train, dist.get_rank()
+    guards = Guards(train.guards, hooks.note)
+    oversight = Oversight(requests, watchdog, guards, GateHealth(plan.config.max_passes, hooks.note))
     checkpoint = plan.resume_from
+    passed_over, known = from_rank_0(_left_behind(recipe, folder, plan) if rank == 0 else None)
+    guards.remember(*known)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with (
         read_together(lambda: RowReader(folder.open_shards(), plan.manifest, "train"), device) as reader,
@@ -170,24 +228,48 @@ def _run_segments(recipe: Recipe, folder: RunFolder, plan: TrainingPlan, hooks: 
             step = checkpoint.step if checkpoint else 0
             if step >= segment.end_step:
                 continue
+            watchdog.alive("building the engine", PATIENCE)
+            oversight.stop_if_wished(step, device)
             resumed = checkpoint is not None and checkpoint.state.trained == segment.trained
             # After a change of the trained set the weights go on and the optimizer starts anew.
-            model = load_model(checkpoint) if checkpoint and not resumed else start_model(recipe)
+            model = load_model(checkpoint, hashes=False) if checkpoint and not resumed else start_model(recipe)
             set_computation(model, recipe)
             frozen = frozen_weights(recipe, model, segment.trained) if rank == 0 else {}
             if frozen and resumed and checkpoint:
                 frozen = load_file(checkpoint.path / FROZEN_FILE)
             engine = build_engine(recipe, model.train(), segment.trained, plan.world_size)
-            save = Saver(recipe, folder.checkpoints, plan, segment, hooks.run_id, frozen)
+            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen)
             if resumed and checkpoint:
                 loaded, _ = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
                 if loaded is None:  # DeepSpeed only warns, and would go on from the start
                     raise WorldError(f"{checkpoint.path}: DeepSpeed finds no states for this rank in it")
                 set_optimizer_settings(engine, train.optimizer)
-            elif checkpoint is None:
-                save(engine, 0)
-            train_segment(
-                engine, recipe, plan, segment, step, batches, rank, hooks.post_step, hooks.on_skipped_step, save
-            )
+            if checkpoint is None:
+                oversight.save(save, engine, 0)
+            else:
+                found = take_fingerprint(engine, recipe, plan.world_size, plan.zero_stage)
+                check_fingerprint(engine, checkpoint, found)
+            check_ranks(recipe, plan, step, passed_over.data_step(step), engine.module, segment.trained)
+            train_segment(engine, recipe, plan, segment, step, batches, rank, hooks, oversight, passed_over, save)
             engine.destroy()
             checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name(segment.end_step))
+
+
+def _left_behind(
+    recipe: Recipe, folder: RunFolder, plan: TrainingPlan
+) -> tuple[PassedOver, tuple[str, list[float], list[float]]]:
+    """What earlier attempts leave to this one: rows to pass over, and what the guards compare with.
+
+    That is the phase of the last step, its losses and gradient norms, as many as were logged of the guards' window.
+    """
+    phase, steps_of_phase = phase_at(recipe.train.phases, max(0, plan.first_step - 1))
+    window = min(recipe.train.guards.spike_window_steps, steps_of_phase + 1)
+    of_window = [
+        line.metrics
+        for line in read_metrics(folder.metrics_file)
+        if plan.first_step - window < line.step <= plan.first_step
+    ]
+    losses, norms = (
+        [metrics[name] for metrics in of_window if name in metrics] for name in ("train/loss", "train/grad_norm")
+    )
+    return read_passed_over(folder.path), (phase.name, losses, norms)

@@ -1,14 +1,13 @@
 """The process of one rank: `torchrun --module pipeline.training.worker RECIPE --runs ROOT`.
 
 Any launcher that sets torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) will do. Light on
-purpose: it ties itself to its parent and finds its log file before anything heavy is imported.
+purpose: it ties itself to its parent, listens for signals and finds its log file before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ from launch.local import die_with_parent
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
+from pipeline.training.stopping import StopSignals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
-    signal.signal(signal.SIGTERM, _end)
+    signals = StopSignals()
     parser = argparse.ArgumentParser(prog="pipeline.training.worker")
     parser.add_argument("recipe")
     parser.add_argument("--runs", type=Path, required=True)
@@ -40,14 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not attempt:  # started without the command: the ranks agree on a number
             attempt = from_rank_0(next_attempt(folder.logs) if rank == 0 else None)
             log_to_file(folder.logs, attempt, rank)
-        train_rank(recipe, folder, attempt, given.resume)
+        train_rank(recipe, folder, attempt, given.resume, signals)
         return 0
     except BaseException as error:
         return report_failure(folder.logs, attempt, rank, error)
-
-
-def _end(*_: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

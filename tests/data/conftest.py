@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.data.random_shards import VOCABULARY, MakeShards, expected_rows, make_manifest
+from pipeline.data.manifest import write_manifest
+from tests.data.random_shards import VOCABULARY, DataSet, MakeShards, expected_rows, make_manifest
+from tests.data.shard_server import Server
 from tokenization.packing import RowPacker
 from tokenization.shard_writer import ShardWriter
 
@@ -32,3 +36,23 @@ def make_shards(tmp_path: Path) -> MakeShards:
         return folder, make_manifest(writer.shards, seq_len, tokens, padding), expected_rows(ids, seq_len, padding)
 
     return make
+
+
+@pytest.fixture
+def data_set(make_shards: MakeShards) -> DataSet:
+    """A finished folder of 16 shards or so, with tokenizer and manifest."""
+    folder, manifest, expected = make_shards(tokens=3000)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    tokenizer = manifest.tokenizer.model_copy(update={"sha256": hashlib.sha256(b"{}").hexdigest()})
+    manifest = manifest.model_copy(update={"tokenizer": tokenizer})
+    write_manifest(folder, manifest)
+    return folder, manifest, expected
+
+
+@pytest.fixture
+def server(data_set: DataSet) -> Iterator[Server]:
+    found = Server(data_set[0])
+    yield found
+    found.close()

@@ -10,6 +10,8 @@ import numpy as np
 from pipeline.data.manifest import Manifest, ShardEntry, SourceCount, SplitEntry, TokenizerEntry
 
 MakeShards = Callable[..., tuple[Path, Manifest, np.ndarray]]
+DataSet = tuple[Path, Manifest, np.ndarray]
+"""Folder, manifest and all rows."""
 VOCABULARY = 60_000
 
 

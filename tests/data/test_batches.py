@@ -117,10 +117,20 @@ def test_a_damaged_chunk_is_raised_with_the_step_that_needs_it(make_shards: Make
     with RowReader(folder, manifest, "train") as reader, TrainingBatches(reader, SEED, HASH, 0, 1, 1, 1) as batches:
         for step in range(damaged_step):
             assert len(batches.step(step)) == 1
+        # The first error ends the reading.
+        for step in (damaged_step, damaged_step, damaged_step + 1, damaged_step + 1000):
+            with pytest.raises(WorldError, match=r"train-000000\.tar is damaged: tokens of chunk"):
+                batches.step(step)
+
+
+def test_a_bug_met_while_reading_ahead_is_raised_and_hangs_nobody(make_shards: MakeShards) -> None:
+    folder, manifest, _ = make_shards(tokens=700)
+    with RowReader(folder, manifest, "train") as reader, TrainingBatches(reader, SEED, HASH, 0, 1, 2, 4) as batches:
         for _ in range(2):
-            with pytest.raises(WorldError, match=r"train-000000\.tar is damaged"):
-                batches.step(damaged_step)
-        assert len(batches.step(damaged_step + 1)) == 1
+            with pytest.raises(ValueError, match="must not be negative"):
+                batches.step(-1000)
+    with pytest.raises(RuntimeError, match="closed"):
+        batches.step(0)
 
 
 def test_closing_ends_the_thread(make_shards: MakeShards) -> None:

@@ -105,6 +105,26 @@ def test_damage_is_named_at_opening(make_shards: MakeShards, damage: str) -> Non
         RowReader(folder, manifest, "train")
 
 
+def test_one_rank_of_a_machine_asks_for_all_sizes_and_every_rank_for_all_names(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest, expected = make_shards(tokens=5000)
+    path = folder / manifest.train.shards[-1].name
+    path.write_bytes(path.read_bytes()[:-512])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with RowReader(folder, manifest, "train") as reader:
+        np.testing.assert_array_equal(reader.read([0]), expected[:1])
+        with pytest.raises(WorldError, match=rf"{path.name} has \d+ bytes, its manifest says"):
+            reader.read([reader.rows - 1])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(WorldError, match=rf"{path.name} has \d+ bytes, its manifest says"):
+        RowReader(folder, manifest, "train")
+    path.unlink()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(WorldError, match=rf"{path.name} is missing"):
+        RowReader(folder, manifest, "train")
+
+
 @pytest.mark.parametrize("damage", ["missing shard", "missing index", "short shard", "changed index"])
 def test_damage_after_opening_is_named_when_the_shard_is_first_used(make_shards: MakeShards, damage: str) -> None:
     folder, manifest, expected = make_shards(tokens=5000)
@@ -171,6 +191,29 @@ def test_a_flipped_byte_of_a_header_is_named_or_means_nothing(make_shards: MakeS
                 else:
                     np.testing.assert_array_equal(found, expected)
     assert noticed > 3 * 50  # all of the magic and of the dictionary; the rest is spaces
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b" 'fortran_order'", b"B'fortran_order'"),  # keys of two types: TypeError
+        (b"'<u2'", b"'<\xff2'"),
+        (b"'<u2'", b"'<Z2'"),
+        (b"{'descr'", b"{{descr'"),
+        (b"'shape': (", b"'shape': ["),
+    ],
+)
+def test_whatever_numpy_raises_for_a_header_is_named(make_shards: MakeShards, before: bytes, after: bytes) -> None:
+    folder, manifest, _ = make_shards(tokens=1000, shard_bytes=1 << 20)
+    path = folder / manifest.train.shards[0].name
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after, 1))
+    with (
+        RowReader(folder, manifest, "train") as reader,
+        pytest.raises(WorldError, match=r"train-000000\.tar is damaged: tokens of chunk 0"),
+    ):
+        reader.read([0])
 
 
 def test_a_header_that_says_something_else_is_noticed_when_read(make_shards: MakeShards) -> None:

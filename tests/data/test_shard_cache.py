@@ -2,95 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
 import multiprocessing
 import os
 import random
 import signal
-import socketserver
-import threading
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.data.manifest import Manifest, manifest_hash, read_manifest, write_manifest
+from pipeline.data.manifest import manifest_hash, read_manifest, write_manifest
 from pipeline.data.rows import RowReader
 from pipeline.data.shard_cache import CachedShards, cache_folder, is_url, room_note
 from pipeline.errors import UserError, WorldError
-from tests.data.random_shards import MakeShards
-
-PLENTY = 1 << 40
-DataSet = tuple[Path, Manifest, np.ndarray]
-
-
-@pytest.fixture
-def data_set(make_shards: MakeShards) -> DataSet:
-    """A finished folder of 16 shards or so, with tokenizer and manifest."""
-    folder, manifest, expected = make_shards(tokens=3000)
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    tokenizer = manifest.tokenizer.model_copy(update={"sha256": hashlib.sha256(b"{}").hexdigest()})
-    manifest = manifest.model_copy(update={"tokenizer": tokenizer})
-    write_manifest(folder, manifest)
-    return folder, manifest, expected
-
-
-class Server:
-    """A real http server on a folder; counts requests, and can change what it sends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.requests: Counter[str] = Counter()
-        self.change: Callable[[str, bytes], bytes] = lambda name, content: content
-        server = self
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name = self.path.lstrip("/")
-                server.requests[name] += 1
-                path = folder / name
-                if not path.is_file():
-                    self.send_error(404)
-                    return
-                content = server.change(name, path.read_bytes())
-                self.send_response(200)
-                self.send_header("Content-Length", str(path.stat().st_size))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Threads(socketserver.ThreadingMixIn, http.server.HTTPServer):
-            daemon_threads = True
-
-        self._server = Threads(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def server(data_set: DataSet) -> Iterator[Server]:
-    found = Server(data_set[0])
-    yield found
-    found.close()
-
-
-def opened(url: str, tmp_path: Path, cache_bytes: int = PLENTY) -> CachedShards:
-    return CachedShards(url, cache_folder(url, str(tmp_path / "cache")), cache_bytes)
+from pipeline.recipe_reader import read_recipe
+from tests.data.random_shards import DataSet, MakeShards
+from tests.data.shard_server import PLENTY, Server, opened
 
 
 def cached_tars(tmp_path: Path) -> list[Path]:
@@ -105,7 +37,7 @@ def test_rows_of_a_url_are_those_of_the_folder(data_set: DataSet, server: Server
         source = opened(url + "/" * round_number, tmp_path)
         local = cache_folder(url, str(tmp_path / "cache"))
         manifest = read_manifest(local)
-        assert manifest_hash(local) == manifest_hash(folder)
+        assert manifest_hash(read_manifest(local)) == manifest_hash(read_manifest(folder))
         assert (local / "tokenizer" / "tokenizer_config.json").is_file()
         with RowReader(source, manifest, "train") as reader:
             order = np.random.default_rng(0).permutation(len(expected))
@@ -327,6 +259,56 @@ def test_a_shuffled_set_that_the_cache_cannot_hold_is_told(data_set: DataSet) ->
     assert room_note("s3://a/pile", needed, "chunks", shards) is None
     assert room_note("s3://a/pile", 1, "none", shards) is None
     assert room_note("shards", 1, "rows", shards) is None
+
+
+@pytest.mark.parametrize("wrong", ["a link", "writable by others", "a file"])
+def test_a_cache_that_another_user_may_have_put_there_is_refused(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    url = data_set[0].as_uri()
+    root = cache_folder(url, "").parent
+    CachedShards(url, cache_folder(url, ""), PLENTY)
+    assert root.stat().st_mode & 0o077 == 0
+    elsewhere = root.rename(tmp_path / "elsewhere")
+    if wrong == "a link":
+        root.symlink_to(elsewhere)
+    elif wrong == "a file":
+        root.write_text("")
+    else:
+        root.mkdir()
+        root.chmod(0o770)
+    with pytest.raises(UserError, match=rf"data.cache: {root}") as raised:
+        CachedShards(url, cache_folder(url, ""), PLENTY)
+    assert "\n" not in str(raised.value)
+    # One that the recipe names may be shared.
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    CachedShards(url, cache_folder(url, str(shared)), PLENTY)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ada:lovelace@host/pile",
+        "https://lovelace@host/pile",
+        "s3://bucket/pile?token=lovelace",
+        "simplecache::https://ada:lovelace@host/pile",
+        "zip://x::https://ada:lovelace@host/pile.zip",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_telling_it(url: str) -> None:
+    with pytest.raises(UserError, match=r"data.shards: .*would be published.*fsspec") as raised:
+        read_recipe("quickstart", [f"data.shards={url}"])
+    assert "lovelace" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shards", ["s3://bucket/a@b/pile", "https://host:80/pile", "/data/a@b?", "shards"])
+def test_what_is_no_secret_is_taken(shards: str) -> None:
+    assert read_recipe("quickstart", [f"data.shards={shards}"]).data.shards == shards
 
 
 def test_folders_and_urls_are_told_apart(tmp_path: Path) -> None:

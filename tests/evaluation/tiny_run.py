@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import MARKER, STATE_FILE, Checkpoint, TrainerState, checkpoint_name, find_checkpoint
-from pipeline.data.manifest import manifest_hash
+from pipeline.data.manifest import manifest_hash, read_manifest
 from pipeline.durable import write_json, write_text
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe_reader import parse_recipe
@@ -60,7 +60,7 @@ def write_checkpoint(folder: RunFolder, model: AdaPonderForCausalLM, step: int =
         seed=folder.recipe.seed,
         recipe=folder.recipe.resolved(),
         recipe_hash=folder.recipe.hash(),
-        manifest_hash=manifest_hash(folder.shards),
+        manifest_hash=manifest_hash(read_manifest(folder.shards)),
         mlflow_run_id=None,
         save_id=uuid.uuid4().hex,
         world_size=1,

@@ -52,6 +52,7 @@ def test_a_published_recipe_names_no_folder_of_the_machine():
             "sources": [{"train": ["/data/pile/*.jsonl.zst", "more/*.jsonl"], "path": "~/text/", "max_bytes": 5}],
         },
         "model": {"backbone": "EleutherAI/pythia-70m"},
+        "data": {"shards": "https://ada:secret@host/a/pile/?sig=secret/x"},
     }
     assert without_folders(recipe) == {
         "tokenize": {
@@ -59,6 +60,7 @@ def test_a_published_recipe_names_no_folder_of_the_machine():
             "sources": [{"train": ["*.jsonl.zst", "more/*.jsonl"], "path": "text", "max_bytes": 5}],
         },
         "model": {"backbone": "EleutherAI/pythia-70m"},
+        "data": {"shards": "pile"},
     }
 
 
@@ -74,7 +76,10 @@ def test_a_published_recipe_names_no_folder_of_the_machine():
             "a --set model.backbone=EleutherAI/pythia-70m ./x ../y",
             "a --set model.backbone=EleutherAI/pythia-70m ./x ../y",
         ),
-        ("a https://host/x", "a https://host/x"),
+        ("a https://host/x", "a x"),
+        ("a --set data.shards=s3://bucket/pile/ -- s3://bucket", "a --set data.shards=pile -- bucket"),
+        ("a --x=https://ada:secret@host:80", "a --x=host:80"),
+        ("a 'x=[https://ada:secret@host/p?sig=secret,secret&b=secret, /srv/b]'", "a 'x=[p b]'"),
     ],
 )
 def test_a_published_command_names_no_folder_of_the_machine(command, expected):

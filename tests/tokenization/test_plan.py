@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
 from tokenization.documents import Item, Slice, Split
-from tokenization.plan import SMALLEST_AUTOMATIC_PART, make_parts, order_for_duplicates, size_of_parts
+from tokenization.plan import (
+    SMALLEST_AUTOMATIC_PART,
+    keys_with_duplicates,
+    make_parts,
+    order_for_duplicates,
+    size_of_parts,
+)
 from tokenization.sources.open_sources import open_sources
 
 
@@ -67,16 +73,25 @@ def test_every_slice_is_in_one_part_and_in_order(sources, part_bytes: int) -> No
 def test_a_key_changes_with_all_that_decides_a_part() -> None:
     (part,) = make_parts([Slices("a", [("train", 5)])], 10)
     keys = {
-        part.key("settings", "tokenizer"),
-        part.key("other", "tokenizer"),
-        part.key("settings", "other"),
-        replace(part, number=1).key("settings", "tokenizer"),
-        replace(part, slices=(replace(part.slices[0], identity="changed"),)).key("settings", "tokenizer"),
-        replace(part, slices=(replace(part.slices[0], start=1),)).key("settings", "tokenizer"),
+        part.key("made with"),
+        part.key("other"),
+        replace(part, number=1).key("made with"),
+        replace(part, slices=(replace(part.slices[0], identity="changed"),)).key("made with"),
+        replace(part, slices=(replace(part.slices[0], start=1),)).key("made with"),
     }
-    assert len(keys) == 6
-    assert part.key("settings", "tokenizer") in keys
+    assert len(keys) == 5
+    assert part.key("made with") in keys
     assert str(part) == "part 1 (a0)"
+
+
+def test_with_duplicates_removed_a_key_changes_with_every_part_before() -> None:
+    parts = make_parts([Slices("a", [("train", 5), ("train", 6), ("validation", 7)])], 1)
+    keys = keys_with_duplicates(parts, ["one", "two", "three"])
+    assert len({*keys, "one", "two", "three"}) == 6
+    # The validation set counts before the training parts.
+    assert keys_with_duplicates(parts, ["one", "other", "three"])[::2] == keys[::2]
+    assert keys_with_duplicates(parts, ["one", "other", "three"])[1] != keys[1]
+    assert all(map(str.__ne__, keys_with_duplicates(parts, ["one", "two", "other"]), keys))
 
 
 def test_parts_are_sized_by_all_text_unless_the_recipe_says(make_run: MakeRun, tmp_path: Path) -> None:

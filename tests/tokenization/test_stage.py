@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_is_named(make_run: MakeRun, pile_like: 
     recipe, folder = make_run([pile_like])
     folder.path.mkdir(parents=True)
     folder.shards.write_text("a file where the folder should be")
-    with pytest.raises(WorldError, match="run/shards.* cannot be written: Not a directory"):
+    with pytest.raises(WorldError, match="run/shards.*: Not a directory; the same command continues"):
         tokenize(recipe, folder, "test")
 
 
@@ -328,6 +328,15 @@ def test_a_source_field_that_is_none_is_refused(make_run: MakeRun, tmp_path: Pat
     path.write_bytes(record_lines([f"text {number}" for number in range(1000)], [f"url{n}" for n in range(1000)]))
     recipe, folder = make_run([{"kind": "jsonl", "train": [str(path)], "validation_share": 0.9}])
     with pytest.raises(UserError, match="more than 256 sources.*source_field"):
+        tokenize(recipe, folder, "test")
+
+
+def test_a_source_field_that_is_none_is_refused_for_training_too(make_run: MakeRun, tmp_path: Path) -> None:
+    path, validation = tmp_path / "x.jsonl", tmp_path / "v.jsonl"
+    path.write_bytes(record_lines(["text"] * 5000, [f"url{n}" for n in range(5000)]))
+    validation.write_bytes(record_lines(["text"]))
+    recipe, folder = make_run([{"kind": "jsonl", "train": [str(path)], "validation": [str(validation)]}])
+    with pytest.raises(UserError, match="more than 4096 sources.*source_field"):
         tokenize(recipe, folder, "test")
 
 

@@ -106,11 +106,10 @@ def test_a_killed_worker_is_told_and_costs_its_part_alone(make_run: MakeRun, sou
     folder.write_recipe()
     process = start(folder, "--workers", "2")
     deadline = time.monotonic() + 120
-    while not (workers := [child for child in psutil.Process(process.pid).children() if folder_open(child, folder)]):
+    while not any(stopped_at_a_part(child, folder) for child in psutil.Process(process.pid).children()):
         assert process.poll() is None, "it ended before a worker could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    workers[0].kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was killed by signal 9 at part" in errors
@@ -120,11 +119,17 @@ def test_a_killed_worker_is_told_and_costs_its_part_alone(make_run: MakeRun, sou
     finish(folder, "--workers", "2")
 
 
-def folder_open(process: psutil.Process, folder: RunFolder) -> bool:
+def stopped_at_a_part(process: psutil.Process, folder: RunFolder) -> bool:
+    """Kill the process if it is at a part; stopped first, so that it is still there when it dies."""
     try:
-        return any(opened.path.startswith(str(folder.shards / "parts")) for opened in process.open_files())
+        process.suspend()
+        if any(opened.path.startswith(str(folder.shards / "parts")) for opened in process.open_files()):
+            process.kill()
+            return True
+        process.resume()
     except psutil.Error:
-        return False
+        pass
+    return False
 
 
 @pytest.mark.slow

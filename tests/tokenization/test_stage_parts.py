@@ -21,9 +21,11 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import UserError, WorldError
 from tests.tokenization.generated_records import MakeRun, generated_texts, record_lines
 from tests.tokenization.test_stage import read_rows, shard_hashes
+from tokenization.encoding.fast_encoding import FastEncoder
 from tokenization.encoding.tokenizer import DocumentTokenizer
 from tokenization.inspection.verify import verify
 from tokenization.stage import Share, finish, tokenize, tokenize_share
+from tokenization.work import FinishedMeanwhileError, Work
 
 
 def tokens_by_count(shards: Path, manifest: Manifest) -> Counter[int]:
@@ -235,6 +237,94 @@ def test_an_empty_file_and_a_truncated_one(make_run: MakeRun, tmp_path: Path) ->
         tokenize(recipe, folder, "test", workers=2)
     (tmp_path / "c.jsonl.zst").write_bytes(packed)
     assert sum(split.documents for split in tokenize(recipe, folder, "test").splits.values()) == 340
+
+
+def test_a_process_that_comes_late_touches_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    source = jsonl(write_records(tmp_path / "x.jsonl", generated_texts(60)))
+    recipe, folder = make_run([source], part_bytes=2_000)
+    tokenize(recipe, folder, "test")
+    before = shard_hashes(folder.shards)
+    with pytest.raises(FinishedMeanwhileError), Work.open(recipe, folder.shards):
+        raise AssertionError("there is nothing left to do")
+    assert shard_hashes(folder.shards) == before
+    tokenize(recipe, folder, "test")
+    assert not (folder.shards / "parts").exists()
+
+
+def test_other_settings_are_kept_out_while_work_is_being_done(make_run: MakeRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tokenization.work.SECONDS_FOR_A_DYING_PROCESS", 0.3)
+    source = jsonl(write_records(tmp_path / "x.jsonl", generated_texts(60)))
+    recipe, folder = make_run([source], part_bytes=2_000)
+    other, same_folder = make_run([source], part_bytes=2_000, seq_len=32)
+    with Work.open(recipe, folder.shards), Work.open(recipe, folder.shards) as second:
+        with pytest.raises(WorldError, match="with other inputs or settings is not over: wait for it"):
+            tokenize(other, same_folder, "test")
+        second.make(second.parts, 1)
+    assert tokenize(other, same_folder, "test").seq_len == 32
+
+
+def test_a_part_depends_on_all_before_it_where_duplicates_are_removed(make_run: MakeRun, tmp_path: Path) -> None:
+    texts = generated_texts(40)
+    first, second = tmp_path / "0.jsonl", tmp_path / "1.jsonl"
+    write_records(first, texts[:20])
+    write_records(second, [*texts[20:], texts[5]])
+    source = {**jsonl(str(first)), "train": [str(first), str(second)], "validation_share": 0.03}
+    recipe, folder = make_run([source], part_bytes=1_500, clean={"remove_duplicates": True})
+    for _ in range(2):
+        tokenize_share(recipe, folder, Share(1, 1), 1, scan=True)
+        tokenize_share(recipe, folder, Share(1, 1), 1, scan=False)
+        write_records(first, [*texts[:5], *texts[6:20]])  # what was a duplicate is none any more
+    manifest = tokenize(recipe, folder, "test")
+    assert manifest.rejected == {}
+    assert sum(split.documents for split in manifest.splits.values()) == 40
+
+
+def test_a_changed_evaluation_file_is_noticed(make_run: MakeRun, tmp_path: Path) -> None:
+    texts = generated_texts(30)
+    evaluation = tmp_path / "evaluation.jsonl"
+    clean = {"contamination_files": [str(evaluation)], "contamination_words": 8}
+    recipe, folder = make_run([jsonl(write_records(tmp_path / "x.jsonl", texts), validation_share=0.05)], clean=clean)
+    for place in (0, 9):
+        evaluation.write_text(json.dumps({"q": " ".join(texts[place].split()[:12])}) + "\n")
+        tokenize_share(recipe, folder, Share(1, 1), 1, scan=False)
+    tokenize(recipe, folder, "test")
+    listed = [json.loads(line)["line"] for line in (folder.shards / "rejected.jsonl").read_text().splitlines()]
+    assert listed == [10]
+    evaluation.unlink()
+    other, other_folder = make_run([jsonl(str(tmp_path / "x.jsonl"))], name="other", clean=clean)
+    with pytest.raises(UserError, match=r"clean\.contamination_files: .*evaluation\.jsonl: no such file"):
+        tokenize(other, other_folder, "test")
+    assert not other_folder.path.exists()
+
+
+def test_a_weight_that_leaves_nothing_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    source = jsonl(write_records(tmp_path / "x.jsonl", generated_texts(8)), weight=0.01, validation_share=0.3)
+    recipe, folder = make_run([source])
+    with pytest.raises(UserError, match="no document is left for training: give more text, a larger weight"):
+        tokenize(recipe, folder, "test")
+    assert not (folder.shards / MANIFEST_NAME).exists()
+
+
+def test_when_fast_encoding_differs_all_is_made_without_it(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = generated_texts(40)
+    source = jsonl(write_records(tmp_path / "x.jsonl", texts, ("A",) * 30 + ("B",) * 10))
+    expected = tokenize(*make_run([source], name="expected", part_bytes=1_500), "test")
+    encode = FastEncoder.encode
+
+    def wrong_in_one_source(self: FastEncoder, text: str) -> bytes | None:
+        ids = encode(self, text)
+        return ids[:-2] if ids and text == texts[30] else ids
+
+    monkeypatch.setattr(FastEncoder, "encode", wrong_in_one_source)
+    recipe, folder = make_run([source], part_bytes=1_500)
+    capsys.readouterr()
+    manifest = tokenize(recipe, folder, "test")
+    told = capsys.readouterr().out
+    assert "fast encoding gives other ids, starting again without it" in told
+    assert "encoding with `tokenizers`, the slow way" in told
+    assert manifest.splits == expected.splits
 
 
 @pytest.mark.slow

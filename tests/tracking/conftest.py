@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.manifest import Manifest, SourceCount, SplitEntry, TokenizerEntry, manifest_hash, write_manifest
+from pipeline.data.manifest import (
+    Manifest,
+    SourceCount,
+    SplitEntry,
+    TokenizerEntry,
+    manifest_hash,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.server import connect
@@ -47,7 +55,7 @@ def folder(make_folder):
 @pytest.fixture
 def manifest(folder):
     """The hash of the folder's manifest."""
-    return manifest_hash(folder.shards)
+    return manifest_hash(read_manifest(folder.shards))
 
 
 @pytest.fixture

@@ -99,6 +99,16 @@ def test_a_resumed_training_goes_on_in_the_same_run_and_logs_no_step_twice(make_
     assert json.loads(run.data.tags["recipe.changed.attempt-2"]) == {"train.optimizer.peak_lr": "0.0001"}
 
 
+def test_why_an_attempt_was_ended_stands_in_a_tag(folder, manifest, take_steps):
+    take_steps(1)
+    tracker = Tracker(folder, manifest, 3)
+    tracker.start()
+    tracker.finish("KILLED", 60, "stopped at step 1 because of SIGTERM on rank 1")
+    (run,) = runs_of(folder)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["adaponder.ended.attempt-3"] == "stopped at step 1 because of SIGTERM on rank 1"
+
+
 def test_steps_written_while_it_runs_arrive_before_the_end(folder, manifest, take_steps):
     tracker = Tracker(folder, manifest, 1)
     tracker.start()
@@ -301,12 +311,12 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from pipeline.data.manifest import manifest_hash
+from pipeline.data.manifest import manifest_hash, read_manifest
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
 folder = RunFolder(Path(sys.argv[1]), read_recipe("quickstart", ["name=tracked"]))
-tracker = Tracker(folder, manifest_hash(folder.shards), 1)
+tracker = Tracker(folder, manifest_hash(read_manifest(folder.shards)), 1)
 tracker.start()
 while tracker.run_id is None:
     time.sleep(0.05)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.errors import WorldError
-from pipeline.training.agreement import StepFlags, agreed, read_together
+from pipeline.errors import UserError, WorldError
+from pipeline.training.agreement import StepFlags, agreed, begin_together, read_together, told_by_all
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,15 @@ def main() -> None:
             told.append(str(raised))
     told.append(read_together(lambda: read((), WorldError("never")), CPU))
     told.append(str(agreed(StepFlags(reading_failed=rank == 1), CPU).reading_failed))
+    try:
+        mistake = UserError("data.cache: /x knows no locks")
+        told.append(read_together(lambda: read((1,), mistake), CPU))
+    except (UserError, WorldError) as raised:
+        told.append(f"{type(raised).__name__}: {raised}")
+    sums = torch.tensor([1.0 + rank, float("nan") if rank else 1.0])
+    start = begin_together(lambda: rank, CPU, rank == 1, sums)
+    told.append(f"{start.stop_wanted} {start.sums}")
+    told.append("; ".join(f"{what} of {who}" for what, who in told_by_all("SIGTERM" if rank else None)))
     Path(f"{sys.argv[1]}-{rank}.json").write_text(json.dumps(told))
     dist.barrier()
 

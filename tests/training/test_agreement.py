@@ -17,7 +17,7 @@ import torch
 
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import WorldError
-from pipeline.training.agreement import read_together
+from pipeline.training.agreement import begin_together, read_together
 from tests.conftest import Runs
 from tests.training.test_training import wait_for
 
@@ -26,6 +26,8 @@ CPU = torch.device("cpu")
 
 def test_a_process_alone_agrees_with_itself() -> None:
     assert read_together(lambda: 3, CPU) == 3
+    start = begin_together(lambda: 3, CPU, True, torch.tensor([1.5, 2.0]))
+    assert (start.found, start.stop_wanted, start.sums) == (3, True, [1.5, 2.0])
 
     def fails() -> int:
         raise OSError(5, "Input/output error", "train-000001.tar")
@@ -59,6 +61,11 @@ def test_every_rank_raises_what_any_rank_met(tmp_path: Path) -> None:
         ]
     )
     assert [one[5] for one in told] == ["True", "True"]
+    assert [one[7] for one in told] == ["True [3.0, nan]", "True [3.0, nan]"]
+    assert [one[8] for one in told] == [f"SIGTERM of rank 1 on {host}"] * 2
+    # The rank whose mistake it is raises its own, the others know of it.
+    assert told[0][6] == f"WorldError: data.cache: /x knows no locks (read by rank 1 on {host})"
+    assert told[1][6] == "UserError: data.cache: /x knows no locks"
 
 
 @pytest.mark.slow

@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UserError, WorldError
-from pipeline.training.attempt import launcher_log, next_attempt, raise_first_failure, rank_log, report_failure
+from pipeline.training.attempt import (
+    launcher_log,
+    next_attempt,
+    raise_first_failure,
+    rank_log,
+    report_failure,
+    report_hang,
+    report_stop,
+    reported_hangs,
+    reported_stop,
+)
+from pipeline.training.stopping import EXIT_REQUEUE, Stopped
+from pipeline.training.watchdog import Hang
 
 
 def test_attempts_count_up(tmp_path):
@@ -49,3 +61,27 @@ def test_a_full_disk_is_the_world_s(tmp_path, capsys):
     report_failure(tmp_path, 1, 1, OSError(28, "No space left on device", "/data/x"))
     with pytest.raises(WorldError, match=r"rank 1 on \S+: /data/x: No space left on device"):
         raise_first_failure(tmp_path, 1, 1)
+
+
+def test_a_stop_is_no_failure_and_reaches_the_command(tmp_path, capsys):
+    stop = Stopped("stopped at step 7 because of SIGTERM", step=7, requeue=True, again=True)
+    assert report_failure(tmp_path, 3, 0, stop) == EXIT_REQUEUE
+    assert not list(tmp_path.iterdir())
+    assert reported_stop(tmp_path, 3) is None
+    report_stop(tmp_path, 3, stop)
+    found = reported_stop(tmp_path, 3)
+    assert found is not None and vars(found) == vars(stop) and str(found) == str(stop)
+    assert next_attempt(tmp_path) == 4
+
+
+def test_a_hang_is_one_line_of_all_reports_and_those_who_lost_a_peer_do_not_count(tmp_path, capsys):
+    hang = Hang("step 12", 600.0, "all_reduce (from _reduced, pipeline/training/agreement.py:92)", True)
+    report_hang(tmp_path, 1, 2, 4, hang)
+    report_hang(tmp_path, 1, 0, 4, hang)
+    report_failure(tmp_path, 1, 3, RuntimeError("Connection closed by peer"))
+    assert [report["rank"] for report in reported_hangs(tmp_path, 1)] == [0, 2]
+    with pytest.raises(
+        WorldError, match=r"no step for 10.0 minutes, at step 12: rank 1, rank 3 give no sign"
+    ) as caught:
+        raise_first_failure(tmp_path, 1, 1)
+    assert str(caught.value).count("waited for others in all_reduce") == 1

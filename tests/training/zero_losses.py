@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from pipeline.recipe_reader import parse_recipe
 from pipeline.training.computation import set_computation
-from pipeline.training.engine import build_engine, set_halting, set_learning_rate
+from pipeline.training.engine import build_engine, set_halting, set_learning_rates
 from pipeline.training.model_start import start_model
+from pipeline.training.phases import LearningRates
 from pipeline.training.rank import init_distributed
 from tests.conftest import tiny_recipe
 
@@ -62,7 +63,8 @@ def train(depths: str, stage: int, fields: dict[str, Any]) -> tuple[list[float],
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.6 * (parameter.ndim > 1))
     set_computation(model, recipe)
     engine = build_engine(recipe, model.train(), "all", 2)
-    set_learning_rate(engine, recipe.train.optimizer.peak_lr)
+    peak = recipe.train.optimizer.peak_lr
+    set_learning_rates(engine, LearningRates(peak, peak))
     set_halting(engine.module.config, recipe.train.phases[1], recipe.train.skip_halted)
     losses, means = [], []
     for step in range(STEPS):

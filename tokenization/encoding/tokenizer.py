@@ -49,8 +49,8 @@ class DocumentTokenizer:
     with another pre-tokenizer or normaliser has no place known to be safe: it gets texts whole, whatever the memory.
     """
 
-    def __init__(self, folder: Path, name: str, end_of_document: str) -> None:
-        """Load `folder`/tokenizer.json, as `save_tokenizer` wrote it."""
+    def __init__(self, folder: Path, name: str, end_of_document: str, slow_because: str | None = None) -> None:
+        """Load `folder`/tokenizer.json, as `save_tokenizer` wrote it; `slow_because` asks for the library alone."""
         path = folder / TOKENIZER_FILE
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True
@@ -65,7 +65,7 @@ class DocumentTokenizer:
         """Of all ids."""
         self._cuts = _may_be_cut_between_words(self._tokenizer)
         self._bytes_of_id = _bytes_of_ids(self._tokenizer, self.entry.vocab_size)
-        encoder = fast_encoder(self._tokenizer, self.dtype)
+        encoder = slow_because or fast_encoder(self._tokenizer, self.dtype)
         self._fast = encoder if isinstance(encoder, FastEncoder) else None
         self.why_not_fast = encoder if isinstance(encoder, str) else None
         """A few words on the tokenizer, to be printed; None where encoding is fast."""

@@ -28,6 +28,7 @@ from tokenization.inspection.stored_chunks import TOKENIZER_PATH
 from tokenization.inspection.verify_shard import Expected, ShardFindings, verify_shard
 
 REJECTED_NAME = "rejected.jsonl"
+TOKENIZER_CONFIG_PATH = TOKENIZER_PATH.with_name("tokenizer_config.json")
 
 
 @dataclass
@@ -181,6 +182,16 @@ def _tokenizer_problems(shards: Path, manifest: Manifest) -> Iterator[str]:
     except OSError as error:
         yield f"{TOKENIZER_PATH}: cannot be read: {error.strerror}"
         return
+    try:
+        config = json.loads((shards / TOKENIZER_CONFIG_PATH).read_bytes())
+        if not isinstance(config, dict):
+            yield f"{TOKENIZER_CONFIG_PATH}: is no JSON object"
+    except FileNotFoundError:
+        pass  # the tokenizer is whole without it
+    except OSError as error:
+        yield f"{TOKENIZER_CONFIG_PATH}: cannot be read: {error.strerror}"
+    except (ValueError, RecursionError) as error:
+        yield f"{TOKENIZER_CONFIG_PATH}: is no JSON: {error}"
     if digest != manifest.tokenizer.sha256:
         yield f"{TOKENIZER_PATH}: its sha256 is not the manifest's: it did not make these shards"
         return

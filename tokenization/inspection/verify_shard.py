@@ -257,6 +257,11 @@ class _Verification:
                 f"the document of {pieces.sources[pieces.source[piece]]!r} that ends at token {pieces.end[piece] - 1} "
                 "has no end-of-document mark there"
             )
+        text = tokens[: tokens.size - pieces.padding_tokens]
+        marks = np.flatnonzero(text == expected.end_of_document_id)
+        if len(marks) != ended.sum():
+            place = int(np.setdiff1d(marks, pieces.end - 1)[0])
+            self._problem(f"chunk {number}: an end-of-document mark at token {place}, where its meta ends no document")
         padding = tokens[tokens.size - pieces.padding_tokens :]
         if np.any(padding != expected.end_of_document_id):
             self._problem(f"chunk {number}: its padding holds other tokens than end-of-document marks")

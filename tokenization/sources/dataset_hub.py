@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, WorldError
 from tokenization.sources.dataset_stream import descend, find_stream_fields, first_line, format_of, quiet_datasets
-from tokenization.sources.table_files import BATCH_ROWS, FieldPath
+from tokenization.sources.table_files import FieldPath
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder, IterableDataset
 
 HUB_TIMEOUT_SECONDS = 30
+BATCH_ROWS = 16
+"""Rows held at once, whatever their size: nothing here tells it before they are read. Python gets ten at once."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class StreamedSplits:
                 # By default all columns are fetched, and whole row groups are held.
                 builder.config.columns = columns  # pyright: ignore[reportAttributeAccessIssue]
                 builder.config.batch_size = BATCH_ROWS  # pyright: ignore[reportAttributeAccessIssue]
+            elif format_of(builder) == "csv":
+                builder.config.chunksize = BATCH_ROWS  # pyright: ignore[reportAttributeAccessIssue]
             rows = self._open(builder, split)
             rows = rows.shard(rows.num_shards, shard)
             if rows.features and set(columns) < set(rows.features):
@@ -71,7 +76,7 @@ class StreamedSplits:
             try:
                 for row in rows:
                     yield [descend(row, path) for path in fields]
-            except (OSError, EOFError, ValueError, RuntimeError, *_network_errors()) as error:
+            except (OSError, EOFError, ValueError, RuntimeError, zlib.error, *_network_errors()) as error:
                 place = f"{self.path}, split {split}, shard {shard}"
                 raise WorldError(f"{place} cannot be read: {first_line(error)}: start again to go on") from error
 
@@ -93,7 +98,7 @@ class StreamedSplits:
     def _refusals(self) -> Iterator[None]:
         try:
             yield
-        except (ConnectionError, TimeoutError, *_network_errors()) as error:
+        except (ConnectionError, TimeoutError, EOFError, zlib.error, *_network_errors()) as error:
             if isinstance(error, FileNotFoundError):
                 raise UserError(f"{self.path} cannot be read: {first_line(error)}") from error
             raise WorldError(f"{self.path} cannot be read: {first_line(error)}: start again to go on") from error

@@ -22,10 +22,12 @@ from tokenization.documents import (
     Split,
     falls_into_validation,
     printable,
+    utf8_bytes,
 )
 from tokenization.sources.dataset_hub import Shard, StreamedSplits, hash_of_name, hub_commit
 from tokenization.sources.dataset_stream import FILE_FORMATS, StreamFile, folder_files
 from tokenization.sources.find_files import check_unchanged, file_identity, find_files
+from tokenization.sources.long_lines import LONGEST_LINE_BYTES
 from tokenization.sources.table_files import (
     ArrowTable,
     FieldPath,
@@ -36,6 +38,7 @@ from tokenization.sources.table_files import (
     stretches,
     texts_of,
 )
+from tokenization.sources.utf8_text import LONG_TEXT_BYTES, Utf8Text
 
 SUFFIXES = {
     "parquet": (".parquet",),
@@ -147,7 +150,7 @@ class DatasetFilesReader:
             return
         for batch in self._table(path).batches(start, end, fields):
             columns = [texts_of(field_of(batch, field)) for field in fields]
-            yield from (list(row) for row in zip(*columns, strict=True))
+            yield from map(list, zip(*columns, strict=True))
 
     def _fields(self, path: Path) -> list[FieldPath]:
         if self._format in ("parquet", "arrow"):
@@ -250,14 +253,21 @@ class _RowsToDocuments:
         def reject(reason: Reason, detail: str) -> Rejection:
             return Rejection(piece.input, record, reason, detail)
 
+        text, *named = values
+        if text is None:
+            return reject("missing_text", f"no text in {self._source.text_field}")
+        if not isinstance(text, str | bytes):
+            return reject("text_not_a_string", f"{self._source.text_field} is of type {type(text).__name__}")
         try:
-            text, *named = [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
-            if text is None:
-                return reject("missing_text", f"no text in {self._source.text_field}")
-            if not isinstance(text, str):
-                return reject("text_not_a_string", f"{self._source.text_field} is of type {type(text).__name__}")
+            text_bytes = len(text) if isinstance(text, bytes) else utf8_bytes(text)
+            if text_bytes > LONGEST_LINE_BYTES:
+                return reject("line_too_long", f"{text_bytes} bytes of text, more than {LONGEST_LINE_BYTES}")
+            if text_bytes > LONG_TEXT_BYTES:
+                text = Utf8Text(text if isinstance(text, bytes) else text.encode("utf-8"))
+            elif isinstance(text, bytes):
+                text = text.decode("utf-8")
+            named = [value.decode("utf-8") if isinstance(value, bytes) else value for value in named]
             name = named[0] if named and isinstance(named[0], str) and named[0].strip() else self._source.name
-            text_bytes = len(text.encode("utf-8"))
             name.encode("utf-8")
         except UnicodeError as error:
             return reject("not_utf8", str(error))

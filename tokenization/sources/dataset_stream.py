@@ -6,21 +6,23 @@ streaming mode it still puts lock files into its cache, so it gets a temporary f
 
 from __future__ import annotations
 
-import csv
 import glob
-import gzip
 import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, WorldError
+from tokenization.sources.record_sizes import check_json_records, csv_records, csv_rows_at_once
 from tokenization.sources.table_files import BATCH_ROWS, FieldPath, find_field
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder, IterableDataset
 
+JSON_CHUNK_BYTES = 10 << 20
+"""What `datasets` reads of a JSON file to find its columns, to the end of the record there."""
 FILE_FORMATS = ("parquet", "arrow", "json", "csv")
 
 
@@ -42,17 +44,26 @@ class StreamFile:
                 if name not in header:
                     _missing(name, header, str(self._path))
             return [(name,) for name in names]
+        check_json_records(self._path, JSON_CHUNK_BYTES + 1)
         with self._stream([]) as rows:
             return find_stream_fields(rows, names, str(self._path))
 
     def rows(self, fields: list[FieldPath]) -> Iterator[list[Any]]:
-        """The values of `fields` in each record. Raises `WorldError` where the file is damaged."""
-        with self._stream([path[0] for path in fields]) as rows:
+        """The values of `fields` in each record.
+
+        Raises `WorldError` where the file is damaged, `UserError` where a record is too large to hold.
+        """
+        rows_at_once = BATCH_ROWS
+        if self._format == "csv":
+            rows_at_once = csv_rows_at_once(self._path, self._separator(), BATCH_ROWS)
+        else:
+            check_json_records(self._path)
+        with self._stream([path[0] for path in fields], rows_at_once) as rows:
             for row in rows:
                 yield [descend(row, path) for path in fields]
 
     @contextmanager
-    def _stream(self, columns: list[str]) -> Iterator[IterableDataset]:
+    def _stream(self, columns: list[str], rows_at_once: int = BATCH_ROWS) -> Iterator[IterableDataset]:
         import datasets
 
         if self._path.stat().st_size == 0:
@@ -65,7 +76,7 @@ class StreamFile:
                 "sep": self._separator(),
                 "keep_default_na": False,
                 "na_values": [""],
-                "chunksize": BATCH_ROWS,
+                "chunksize": rows_at_once,
                 "features": datasets.Features({name: datasets.Value("string") for name in columns}),
             }
         with quiet_datasets() as cache:
@@ -81,7 +92,7 @@ class StreamFile:
                 if columns and rows.features and set(columns) <= set(rows.features):
                     rows = rows.select_columns(columns)
                 yield rows
-            except (OSError, EOFError, ValueError, RuntimeError, StopIteration) as error:
+            except (OSError, EOFError, ValueError, RuntimeError, StopIteration, zlib.error) as error:
                 hint = ", or read JSON lines record by record with kind: jsonl" if self._format == "json" else ""
                 raise WorldError(
                     f"{self._path} cannot be read as {self._format} ({first_line(error)}): mend it, fetch it again"
@@ -89,13 +100,8 @@ class StreamFile:
                 ) from error
 
     def _csv_header(self) -> list[str]:
-        opened = gzip.open if self._path.suffix == ".gz" else open
-        try:
-            with opened(self._path, "rt", encoding="utf-8-sig", newline="") as file:
-                lines = csv.reader(file, delimiter=self._separator())
-                header, first = next(lines, []), next(lines, None)
-        except (OSError, EOFError, ValueError, csv.Error) as error:
-            raise WorldError(f"{self._path} cannot be read as csv ({first_line(error)}): fetch it again") from error
+        with closing(csv_records(self._path, self._separator(), "utf-8-sig")) as records:
+            header, first = next(records, []), next(records, None)
         if not header:
             raise WorldError(f"{self._path} is empty: fetch it again")
         # pandas would take what is too much for row names and shift the columns.

@@ -21,7 +21,7 @@ from tokenization.documents import (
     utf8_bytes,
 )
 from tokenization.sources.compressed import check_readable, plain_size
-from tokenization.sources.find_files import find_files
+from tokenization.sources.find_files import check_unchanged, file_identity, find_files
 from tokenization.sources.json_text import JsonText
 from tokenization.sources.line_ranges import RawBytes, lines_from
 from tokenization.sources.long_lines import LONGEST_LINE_BYTES, OverlongLine, OverlongRecord, parse_long_line
@@ -61,8 +61,7 @@ class JsonLinesReader:
         given: list[tuple[Split, list[Path]]] = [("train", self.train_files), ("validation", self.validation_files)]
         for split, files in given:
             for path in files:
-                status = path.stat()
-                identity = f"{status.st_size} {status.st_mtime_ns}"
+                identity = file_identity(path)
                 count = max(1, round(self._sizes[path] / part_bytes))
                 step = -(-self._sizes[path] // count)
                 for number in range(count):
@@ -74,6 +73,7 @@ class JsonLinesReader:
 
     def read(self, piece: Slice, advance: Callable[[int], object]) -> Iterator[Item]:
         path, file_number = self._paths[piece.input]
+        check_unchanged(piece.identity, path)
         records = 0
         raw = RawBytes(path, whole=piece.end is None)
         lines = lines_from(path, piece.start, raw, LONGEST_LINE_BYTES)
@@ -93,6 +93,8 @@ class JsonLinesReader:
                 line = line[len(BYTE_ORDER_MARK) :]
             if line and not line.isspace():
                 yield self._parse(line, piece, records, f"{file_number}:{start}")
+        # Lines of a file that was written meanwhile may have come twice, or not at all.
+        check_unchanged(piece.identity, path)
         yield SliceEnd(records, raw.count, raw.sha256)
 
     def _parse(self, line: bytes | bytearray, piece: Slice, record_number: int, place: str) -> Document | Rejection:

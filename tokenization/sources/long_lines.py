@@ -18,7 +18,7 @@ from typing import Any
 from tokenization.sources.json_text import SMALLEST_PIECE_BYTES, JsonText, backslashes_before, measure
 from tokenization.sources.utf8_text import PIECE_BYTES, check_utf8
 
-LONGEST_LINE_BYTES = 512 << 20
+LONGEST_LINE_BYTES = 256 << 20
 LONGEST_STRING_BYTES = 1 << 20
 LONGEST_REST_BYTES = 16 << 20
 

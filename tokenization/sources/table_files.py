@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, read by ranges of rows: only the columns asked for, a few hundred rows at once.
+"""Parquet and Arrow files, read by ranges of rows: only the columns asked for, about a megabyte of text at once.
 
 `pyarrow` reads them, as it does inside `datasets`: that way a range of rows is a place in the file, and no other
 stretch of it has to be read. Texts come as the bytes that the file holds, so that one that is no UTF-8 costs no more
@@ -19,6 +19,8 @@ from pipeline.errors import UserError, WorldError
 from tokenization.sources.arrow_files import check_names, read_arrow_batches, read_arrow_schema
 
 BATCH_ROWS = 256
+BATCH_BYTES = 1 << 20
+"""About what the rows of a batch hold: little, because a group's rows are not all alike."""
 BUFFER_BYTES = 1 << 20
 
 FieldPath = tuple[str, ...]
@@ -62,24 +64,19 @@ class ParquetTable:
 
     def batches(self, start: int, stop: int | None, columns: list[FieldPath]) -> Iterator[pa.RecordBatch]:
         with self._open() as file:
-            first = 0
-            numbers: list[int] = []
-            skipped = 0
-            for number in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(number).num_rows
-                if first + rows > start and (stop is None or first < stop):
-                    if not numbers:
-                        skipped = first
-                    numbers.append(number)
-                first += rows
-            if not numbers:
-                return
             names = [".".join(column) for column in columns]
-            try:
-                batches = file.iter_batches(BATCH_ROWS, row_groups=numbers, columns=names, use_threads=False)
-                yield from _between(batches, start - skipped, None if stop is None else stop - skipped)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(self._path, error) from error
+            first = 0
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                if first + group.num_rows > start and (stop is None or first < stop):
+                    size = sum(group.column(self._columns[name]).total_uncompressed_size for name in names)
+                    rows = _batch_rows(group.num_rows, size)
+                    try:
+                        batches = file.iter_batches(rows, row_groups=[number], columns=names, use_threads=False)
+                        yield from _between(batches, start - first, None if stop is None else stop - first)
+                    except (pa.ArrowException, OSError) as error:
+                        raise _unreadable(self._path, error) from error
+                first += group.num_rows
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -106,8 +103,9 @@ class ArrowTable:
     def batches(self, start: int, stop: int | None, columns: list[FieldPath]) -> Iterator[pa.RecordBatch]:
         names = list(dict.fromkeys(column[0] for column in columns))
         for batch in _between(read_arrow_batches(self._path, names), start, stop):
-            for first in range(0, batch.num_rows, BATCH_ROWS):
-                part = batch.slice(first, BATCH_ROWS)
+            rows = _batch_rows(batch.num_rows, sum(field_of(batch, column).nbytes for column in columns))
+            for first in range(0, batch.num_rows, rows):
+                part = batch.slice(first, rows)
                 try:
                     # What a text's offsets point at is followed next, and must lie in the file.
                     part.validate(full=True)
@@ -140,15 +138,21 @@ def stretches(groups: list[tuple[int, int]], part_bytes: int) -> list[Stretch]:
 def find_field(schema: pa.Schema, dotted: str, where: str) -> FieldPath:
     """Where `dotted` stands in `schema`: a column of that name, or a field that its dots descend to.
 
-    Raises `UserError` where there is none, naming the nearest, and where it does not hold text.
+    Raises `UserError` where there is none, naming the nearest, where there are two of the name, and where it does not
+    hold text.
     """
-    fields = dict(_fields(schema))
+    listed = list(_fields(schema))
+    fields = dict(listed)
     path = next((path for path in fields if ".".join(path) == dotted), None)
     if path is None:
         names = [".".join(path) for path in fields]
         near = difflib.get_close_matches(dotted, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
         raise UserError(f"{where} has no column {dotted}: {hint}")
+    names = [name for name, _ in listed]
+    for depth in range(1, len(path) + 1):
+        if (times := names.count(path[:depth])) > 1:
+            raise UserError(f"{where} has {times} columns of the name {'.'.join(path[:depth])}: rename all but one")
     if not _is_text(fields[path]):
         raise UserError(f"{where}: its column {dotted} holds {fields[path]}, not text")
     return path
@@ -162,15 +166,24 @@ def field_of(batch: pa.RecordBatch, path: FieldPath) -> pa.Array:
     return values
 
 
-def texts_of(values: pa.Array) -> list[bytes | None]:
-    """Text values as the bytes that are stored."""
+def texts_of(values: pa.Array) -> Iterator[bytes | None]:
+    """Text values as the bytes that are stored, each copied when it is asked for."""
     if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+        words = _as_bytes(values.dictionary)
+        for number in values.indices:
+            yield words[number.as_py()].as_py() if number.is_valid else None
+    else:
+        for value in _as_bytes(values):
+            yield value.as_py()
+
+
+def _as_bytes(values: pa.Array) -> pa.Array:
+    """Text as bytes, of which `as_py` asks no UTF-8; nothing is copied but views of strings."""
     if pa.types.is_null(values.type):
-        return [None] * len(values)
+        return values
     if pa.types.is_string_view(values.type):
         values = values.cast(pa.large_string())
-    return values.cast(pa.binary() if pa.types.is_string(values.type) else pa.large_binary()).to_pylist()
+    return values.cast(pa.binary() if pa.types.is_string(values.type) else pa.large_binary())
 
 
 def _fields(schema: pa.Schema) -> Iterator[tuple[FieldPath, pa.DataType]]:
@@ -192,6 +205,11 @@ def _is_text(kind: pa.DataType) -> bool:
         or pa.types.is_string_view(kind)
         or pa.types.is_null(kind)
     )
+
+
+def _batch_rows(rows: int, size: int) -> int:
+    """How many of `rows` rows of `size` bytes to take at once."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
 
 
 def _between(batches: Iterator[pa.RecordBatch], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:

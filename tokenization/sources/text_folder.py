@@ -9,15 +9,17 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
 
 from pipeline.console import console
 from pipeline.errors import UserError, WorldError
 from pipeline.recipe_tokenize import TextFolderSource
 from tokenization.documents import Document, Item, Rejection, Slice, SliceEnd, falls_into_validation, printable
-from tokenization.sources.utf8_text import Utf8Text
+from tokenization.sources.long_lines import LONGEST_LINE_BYTES
+from tokenization.sources.utf8_text import LONG_TEXT_BYTES, Utf8Text
 
-LONG_FILE_BYTES = 16 << 20
-"""The text of a larger file is not held as one string, which may take four times its size."""
+LONGEST_FILE_BYTES = LONGEST_LINE_BYTES
+HASH_BLOCK_BYTES = 1 << 20
 
 _File = tuple[str, int, int]
 """Path below the folder, bytes, time of modification in nanoseconds."""
@@ -70,31 +72,51 @@ class TextFolderReader:
         return cut
 
     def _slice(self, start: int, end: int, size: int) -> Slice:
-        digest = hashlib.sha256()
-        for name, file_bytes, modified in self._files[start:end]:
-            digest.update(f"{file_bytes} {modified} ".encode() + os.fsencode(name) + b"\0")
-        return Slice(printable(str(self._folder)), start, end, size, digest.hexdigest(), "train")
+        return Slice(printable(str(self._folder)), start, end, size, _identity(self._files[start:end]), "train")
 
     def read(self, piece: Slice, advance: Callable[[int], object]) -> Iterator[Item]:
+        self._check_unchanged(piece)
         combined = hashlib.sha256()
         total = 0
         for name, _, _ in self._files[piece.start : piece.end]:
             path = self._folder / name
             try:
-                content = path.read_bytes()
+                with open(path, "rb") as file:
+                    file_bytes = os.fstat(file.fileno()).st_size
+                    content = file.read() if file_bytes <= LONGEST_FILE_BYTES else None
+                    digest = _sha256(file) if content is None else hashlib.sha256(content).hexdigest()
             except OSError as error:
                 raise WorldError(f"{path} cannot be read: {error.strerror}") from error
             # Names come from the disk and may not be UTF-8; fsencode gives back the bytes that stand there.
-            combined.update(hashlib.sha256(content).hexdigest().encode() + b"  " + os.fsencode(name) + b"\n")
-            total += len(content)
-            yield self._document(name, path, content)
-            advance(len(content))
+            combined.update(digest.encode() + b"  " + os.fsencode(name) + b"\n")
+            total += file_bytes
+            if content is None:
+                detail = f"{file_bytes} bytes, more than {LONGEST_FILE_BYTES}"
+                yield Rejection(printable(str(path)), None, "too_long", detail)
+            else:
+                yield self._document(name, path, content)
+            advance(file_bytes)
+        # Whatever was written into the files meanwhile may be in the documents and not in the hash, or the reverse.
+        self._check_unchanged(piece)
         yield SliceEnd(0, total, combined.hexdigest())
+
+    def _check_unchanged(self, piece: Slice) -> None:
+        """Raises `WorldError` where the slice's files are not those that it was cut of."""
+        now: list[_File] = []
+        for name, _, _ in self._files[piece.start : piece.end]:
+            path = self._folder / name
+            try:
+                status = os.lstat(path)
+            except OSError as error:
+                raise WorldError(f"{path} cannot be read: {error.strerror}") from error
+            now.append((name, status.st_size, status.st_mtime_ns))
+        if _identity(now) != piece.identity:
+            raise WorldError(f"{self._folder} has changed since the work on it was planned: start again")
 
     def _document(self, name: str, path: Path, content: bytes) -> Document | Rejection:
         shown = printable(str(path))
         try:
-            text = content.decode("utf-8") if len(content) <= LONG_FILE_BYTES else Utf8Text(content)
+            text = content.decode("utf-8") if len(content) <= LONG_TEXT_BYTES else Utf8Text(content)
         except UnicodeDecodeError as error:
             return Rejection(shown, None, "not_utf8", str(error))
         in_validation = falls_into_validation(
@@ -149,6 +171,20 @@ class TextFolderReader:
             taken.append(file)
             total += file[1]
         return taken
+
+
+def _identity(files: list[_File]) -> str:
+    digest = hashlib.sha256()
+    for name, file_bytes, modified in files:
+        digest.update(f"{file_bytes} {modified} ".encode() + os.fsencode(name) + b"\0")
+    return digest.hexdigest()
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(HASH_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -131,12 +131,18 @@ def _map_npy(path: Path) -> np.ndarray:
 def _map_arrow(path: Path, ids_field: str) -> TokenStream:
     """The ids of an Arrow file, rows joined; of each record batch, no more than its place in the file is read."""
     schema = read_arrow_schema(path)
+    for name in (ids_field, MASK_FIELD):
+        if (times := schema.names.count(name)) > 1:
+            raise UserError(f"{path} has {times} columns of the name {name}: rename all but one")
     if ids_field not in schema.names:
         raise UserError(f"{path} has no column {ids_field}: it has {', '.join(schema.names)} (ids_field names one)")
     kind = schema.field(ids_field).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not pa.types.is_integer(kind.value_type):
+    if not _is_list(kind) or not pa.types.is_integer(kind.value_type):
         raise UserError(f"{path}: its column {ids_field} holds {kind}: lists of whole numbers are expected")
+    if MASK_FIELD in schema.names:
+        kind = schema.field(MASK_FIELD).type
+        if not _is_list(kind) or not (pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)):
+            raise UserError(f"{path}: its column {MASK_FIELD} holds {kind}: lists of 0 and 1 are expected")
     columns = [ids_field, MASK_FIELD] if MASK_FIELD in schema.names else [ids_field]
     chunks: list[np.ndarray] = []
     masks: list[pa.Array] = []
@@ -145,8 +151,14 @@ def _map_arrow(path: Path, ids_field: str) -> TokenStream:
         ids, *mask = (batch.column(name).flatten() for name in columns)
         if ids.null_count or any(len(ids) != len(other) for other in mask):
             raise WorldError(f"{path}: its column {ids_field} has gaps, or an {MASK_FIELD} of another length")
+        if any(other.null_count for other in mask):
+            raise UserError(f"{path}: its column {MASK_FIELD} has gaps: lists of 0 and 1 are expected")
         if pa.total_allocated_bytes() - allocated > max(ids.nbytes, SMALL_BYTES):
             raise UserError(f"{path} is compressed, so that it cannot be mapped: save it without compression")
         chunks.append(ids.to_numpy(zero_copy_only=True))
         masks.extend(mask)
     return TokenStream(path, chunks, masks)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

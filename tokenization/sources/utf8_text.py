@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 PIECE_BYTES = 1 << 20
+LONG_TEXT_BYTES = 16 << 20
+"""A larger text is not held as one string."""
 
 
 class Utf8Text:

@@ -353,6 +353,15 @@ def test_another_tokenizer(data_set: DataSet) -> None:
     assert one_problem(data_set) == "tokenizer/tokenizer.json: cannot be read: No such file or directory"
 
 
+@pytest.mark.parametrize("content", ['{"eos_token": "<|endof', "", "[]", "[" * 100_000, b"\xff"])
+def test_a_damaged_tokenizer_config(data_set: DataSet, content: str | bytes) -> None:
+    path = data_set.folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text('{"eos_token": "<|endoftext|>"}')
+    assert problems(data_set) == []
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert one_problem(data_set).startswith("tokenizer/tokenizer_config.json: is no JSON")
+
+
 def test_another_vocabulary_in_the_manifest(data_set: DataSet) -> None:
     data_set.change(tokenizer=data_set.manifest.tokenizer.model_copy(update={"vocab_size": 401}))
     assert one_problem(data_set) == "tokenizer/tokenizer.json: its vocabulary is 400, the manifest says 401"
@@ -368,6 +377,25 @@ def test_a_document_without_its_end(data_set: DataSet) -> None:
     assert len(found.problems) == 1
     assert f"that ends at token {end - 1} has no end-of-document mark there" in found.problems[0]
     assert found.uncounted == ["train"]
+
+
+def test_two_documents_made_one(data_set: DataSet) -> None:
+    """The tokens are as they were: the mark of the first stands in the middle of what the meta calls one document."""
+    with StoredShard(data_set.folder, data_set.manifest.train.shards[1], 17) as shard:
+        chunk = max(range(shard.chunks), key=lambda chunk: len(shard.pieces(chunk).start))
+        pieces = shard.pieces(chunk)
+    assert len(pieces.start) > 2
+
+    def without(values: np.ndarray, place: int) -> list[int]:
+        return [*values[:place].tolist(), *values[place + 1 :].tolist()]
+
+    fields = {"start": without(pieces.start, 1), "end": without(pieces.end, 0)}
+    change_meta(data_set, chunk, **fields, source=without(pieces.source, 1), bytes=without(pieces.bytes, 1))
+    place = pieces.end[0] - 1
+    assert (
+        f"{SHARD}: chunk {chunk}: an end-of-document mark at token {place}, where its meta ends no document"
+        in problems(data_set)
+    )
 
 
 def test_a_document_that_never_ends(data_set: DataSet) -> None:

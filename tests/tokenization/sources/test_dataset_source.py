@@ -283,6 +283,26 @@ def test_flipped_bytes_in_a_parquet_page_are_noticed(tmp_path: Path) -> None:
         read(make_reader("parquet", path))
 
 
+@pytest.mark.parametrize("name", ["x.json.gz", "x.csv.gz"])
+def test_flipped_bytes_in_a_gzip_file_are_noticed(tmp_path: Path, name: str, capfd) -> None:
+    """zlib has an error of its own, beside a checksum that is wrong or an end that is missing."""
+    rows = [{"text": hashlib.sha256(b"%d" % number).hexdigest() * 3} for number in range(600)]
+    path = tmp_path / name
+    plain = (
+        "".join(json.dumps(row) + "\n" for row in rows)
+        if "json" in name
+        else "text\n" + "".join(row["text"] + "\n" for row in rows)
+    )
+    content = gzip.compress(plain.encode(), mtime=0)
+    for place in [0, 10, 11, 20, *range(100, len(content) - 8, len(content) // 12), len(content) - 6]:
+        damaged = bytearray(content)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        with pytest.raises(WorldError, match=rf"{name} cannot be read as"):
+            read(make_reader(name.split(".")[1], path))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_last_slice_gives_size_and_hash(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", ROWS)
     reader = make_reader("parquet", path)
@@ -380,6 +400,22 @@ def test_a_damaged_streamed_shard_is_named(folder: Path) -> None:
         read(reader)
 
 
+def test_flipped_bytes_in_a_streamed_gzip_file_are_named(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": hashlib.sha256(b"%d" % n).hexdigest()}) + "\n" for n in range(600))
+    content = gzip.compress(lines.encode(), mtime=0)
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(content)
+    reader = StreamedDatasetReader(make_source(str(tmp_path)), 0, None, {})
+    assert len(documents(read(reader))) == 600
+    (piece,) = reader.slices(1)
+    for place in [0, 20, *range(100, len(content) - 8, len(content) // 8), len(content) - 6]:
+        damaged = bytearray(content)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        with pytest.raises((UserError, WorldError), match="cannot be read"):
+            list(reader.read(piece, lambda _: None))
+
+
 class _Refusing(BaseHTTPRequestHandler):
     """Answers as the hub does where it has no such data set or revision, or is broken."""
 
@@ -402,7 +438,7 @@ def test_a_hub_that_gives_nothing_takes_one_line(tmp_path: Path, answer: str) ->
     """In a process of its own: the hub's settings are read at import."""
     script = """
 from pipeline.errors import AdaPonderError
-from tests.tokenization.test_dataset_source import make_reader
+from tests.tokenization.sources.test_dataset_source import make_reader
 for name, revision in (("some/broken", ""), ("some/missing", ""), ("some/thing", "v9"), ("no such id!", "")):
     try:
         make_reader(name, revision=revision)
@@ -434,7 +470,7 @@ for name, revision in (("some/broken", ""), ("some/missing", ""), ("some/thing",
 def test_neither_the_cache_grows_nor_the_console_speaks(tmp_path: Path, folder: Path) -> None:
     write(tmp_path / "x.json", ROWS)
     script = f"""
-from tests.tokenization.test_dataset_source import make_reader, make_source, read
+from tests.tokenization.sources.test_dataset_source import make_reader, make_source, read
 from tokenization.sources.dataset_source import StreamedDatasetReader
 from pathlib import Path
 assert len(read(make_reader("json", Path({str(tmp_path / "x.json")!r})))) == 51

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorldError
 from pipeline.recipe_tokenize import JsonLinesSource, TokenizeSection
 from tokenization.documents import Document, Item, Rejection, SliceEnd, Text
 from tokenization.sources.json_lines import JsonLinesReader
@@ -119,6 +120,27 @@ def test_a_byte_order_mark_does_not_cost_the_first_document(tmp_path: Path) -> N
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "first"}\n')
     assert isinstance(read(path)[0], Document)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_file_that_changes_after_the_plan_stops_the_work(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"x.jsonl{ending}"
+    content = b'{"text": "a"}\n' * 50
+    path.write_bytes(gzip.compress(content) if ending else content)
+    reader = JsonLinesReader(JsonLinesSource(kind="jsonl", train=[str(path)], validation_share=1e-9), seed=0)
+    pieces = reader.slices(100)
+    assert len(pieces) > 1
+    for piece in pieces:
+        items = reader.read(piece, lambda _: None)
+        assert isinstance(next(items), Document)
+        modified = path.stat().st_mtime_ns
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(WorldError, match=rf"x\.jsonl{ending} has changed since the work on it was planned"):
+            list(items)
+        with pytest.raises(WorldError, match="has changed since"):
+            next(reader.read(piece, lambda _: None))
+        os.utime(path, ns=(modified, modified))
+        assert isinstance(list(reader.read(piece, lambda _: None))[-1], SliceEnd)
 
 
 def test_the_validation_share_is_seeded_and_roughly_kept(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorldError
 from pipeline.recipe_tokenize import TextFolderSource
 from tokenization.documents import Document, Rejection, SliceEnd, pieces_of
 from tokenization.sources import text_folder
@@ -131,7 +133,7 @@ def test_slices_hold_the_same_documents_and_notice_a_changed_file(folder: Path) 
 
 
 def test_a_large_file_is_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_folder, "LONG_FILE_BYTES", 10)
+    monkeypatch.setattr(text_folder, "LONG_TEXT_BYTES", 10)
     text = "aé東🙂 " * 200_000
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
     (tmp_path / "bad.txt").write_bytes(text.encode()[:-2] + b"\xff")
@@ -142,6 +144,62 @@ def test_a_large_file_is_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     assert "".join(pieces) == text
     assert len(pieces) > 1
     assert [item.reason for item in items if isinstance(item, Rejection)] == ["not_utf8"]
+
+
+def test_a_file_beyond_all_measure_is_refused_and_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_folder, "LONGEST_FILE_BYTES", 20)
+    monkeypatch.setattr(text_folder, "HASH_BLOCK_BYTES", 7)
+    (tmp_path / "fits.txt").write_text("x" * 20)
+    (tmp_path / "large.txt").write_text("y" * 21)
+    reader = make_reader(tmp_path)
+    read_bytes: list[int] = []
+    (piece,) = reader.slices(1 << 20)
+    *found, end = reader.read(piece, read_bytes.append)
+    (refused,) = [item for item in found if isinstance(item, Rejection)]
+    (kept,) = [item for item in found if isinstance(item, Document)]
+    assert (refused.file, refused.reason) == (str(tmp_path / "large.txt"), "too_long")
+    assert refused.detail == "21 bytes, more than 20"
+    assert kept.text == "x" * 20
+    listing = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in reader.train_files)
+    assert end == SliceEnd(records=0, bytes=41, sha256=hashlib.sha256(listing.encode()).hexdigest())
+    assert sum(read_bytes) == 41
+
+
+@pytest.mark.parametrize(
+    ("change", "moment"),
+    [
+        # A file that comes later is in no slice.
+        ("more", "before a new process"),
+        *product(["content", "time", "name"], ["before a new process", "before", "meanwhile"]),
+    ],
+)
+def test_a_folder_that_changes_after_the_plan_stops_the_work(folder: Path, change: str, moment: str) -> None:
+    reader = make_reader(folder)
+    (piece,) = reader.slices(1 << 20)
+    path = folder / "top.txt"
+
+    def make_change() -> None:
+        if change == "content":
+            path.write_text("more than there was")
+        elif change == "time":
+            os.utime(path, ns=(1, 1))
+        elif change == "name":
+            path.rename(folder / "bottom.txt")
+        else:
+            (folder / "part0" / "new.txt").write_text("new")
+
+    if moment != "meanwhile":
+        make_change()
+    if moment == "before a new process":
+        reader = make_reader(folder)
+    items = reader.read(piece, lambda _: None)
+    missing = change == "name" and moment != "before a new process"
+    with pytest.raises(WorldError, match="top.txt cannot be read" if missing else "texts has changed since the work"):
+        if moment == "meanwhile":
+            for _ in range(31):
+                assert isinstance(next(items), Document)
+            make_change()
+        next(items)
 
 
 def test_the_standard_library_is_found() -> None:

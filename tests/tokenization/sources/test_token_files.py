@@ -344,6 +344,11 @@ def test_what_is_no_npy_is_named(tmp_path: Path) -> None:
         ({"ids": [[1]]}, "no column input_ids: it has ids"),
         ({"input_ids": ["text"]}, "lists of whole numbers"),
         ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1, 0]]}, "token 2 is padding"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[True, False, True]]}, "token 1 is padding"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [1]}, "attention_mask holds int64: lists of 0 and 1"),
+        ({"input_ids": [[1, 2]], "attention_mask": [["1", "0"]]}, "attention_mask holds list.*lists of 0 and 1"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1.0, 0.0]]}, "attention_mask holds list.*lists of 0 and 1"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, None, 1]]}, "attention_mask has gaps"),
     ],
 )
 def test_an_arrow_file_without_full_rows_of_ids_is_refused(tmp_path: Path, columns: dict, said: str) -> None:
@@ -352,6 +357,16 @@ def test_an_arrow_file_without_full_rows_of_ids_is_refused(tmp_path: Path, colum
         writer.write_table(table)
     with pytest.raises(UserError, match=rf"x\.arrow.*{said}"):
         read(make_reader(tmp_path / "x.arrow"))
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
+def test_an_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path, name: str) -> None:
+    names = ["input_ids", "attention_mask", name]
+    table = pa.table([pa.array([[1, 1]])] * 3, names=names)
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match=rf"x\.arrow has 2 columns of the name {name}: rename all but one"):
+        make_reader(tmp_path / "x.arrow")
 
 
 def test_an_arrow_file_that_cannot_be_mapped_is_refused(tmp_path: Path) -> None:

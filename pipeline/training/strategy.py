@@ -1,0 +1,137 @@
+"""The DeepSpeed configuration of a run: a strategy file of ds_configs/, filled in from the recipe.
+
+A strategy says how states are split over the ranks and where they are kept, and nothing else; batch, precision and
+clipping come from the recipe. A key that stands in both is refused, so that a number is never decided in two places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ds_configs
+from pipeline.data.order import accumulation_steps
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+
+FROM_RECIPE = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "data_types",
+    "optimizer",
+    "scheduler",
+)
+_OFFLOADS = ("offload_optimizer", "offload_param")
+
+
+def read_strategy(strategy: str) -> dict[str, Any]:
+    """The DeepSpeed configuration called `strategy` in ds_configs/, or at that path.
+
+    Raises `UserError` for an unknown name, a file that is not JSON, or a key that belongs to the recipe.
+    """
+    files = sorted(Path(ds_configs.__file__).parent.glob("*.json"), key=lambda path: path.stem)
+    shipped = {path.stem: path for path in files}
+    path = Path(strategy) if strategy.endswith(".json") else shipped.get(strategy)
+    if path is None or not path.is_file():
+        raise UserError(
+            f"train.strategy {strategy}: no such JSON file, and none of the shipped strategies ({', '.join(shipped)})"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"train.strategy {path} is not JSON: {error}") from error
+    zero = content.get("zero_optimization") if isinstance(content, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f'train.strategy {path} must say {{"zero_optimization": {{"stage": 0, 1, 2 or 3}}}}')
+    both = [key for key in FROM_RECIPE if key in content]
+    both += [f"zero_optimization.{part}.nvme_path" for part in _OFFLOADS if "nvme_path" in (zero.get(part) or {})]
+    if both:
+        raise UserError(f"train.strategy {path} sets {', '.join(both)}, which the recipe decides: remove it there")
+    return content
+
+
+def zero_stage(strategy: dict[str, Any]) -> int:
+    return strategy["zero_optimization"]["stage"]
+
+
+def offload_device(strategy: dict[str, Any], part: str = "offload_optimizer") -> str:
+    """Where the optimizer's states (or with part="offload_param" the weights) are kept: none (the GPU), cpu or nvme."""
+    return (strategy["zero_optimization"].get(part) or {}).get("device", "none")
+
+
+def uses_cpu_adam(strategy: dict[str, Any]) -> bool:
+    """Whether AdamW runs on the CPU in DeepSpeed's own code, and not in torch's, which is slower and needs no compiler
+    (DeepSpeed's field zero_force_ds_cpu_optimizer: false)."""
+    return offload_device(strategy) != "none" and strategy.get("zero_force_ds_cpu_optimizer", True)
+
+
+def check_strategy(recipe: Recipe) -> int:
+    """The ZeRO stage of the recipe's strategy; `UserError` where the two contradict each other."""
+    train = recipe.train
+    strategy = read_strategy(train.strategy)
+    stage = zero_stage(strategy)
+    if stage == 0 and train.precision == "bf16":
+        raise UserError(
+            f"train.strategy {train.strategy} with train.precision bf16: DeepSpeed without ZeRO trains bf16 with "
+            "another optimizer, whose states cannot be read back; take zero1, or fp32"
+        )
+    if uses_cpu_adam(strategy) and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        raise UserError(
+            f"train.strategy {train.strategy} runs AdamW on the CPU, which DeepSpeed compiles, and {compiler} is not "
+            "found: install it, name another in CXX, or set zero_force_ds_cpu_optimizer to false in a strategy of your "
+            "own for torch's slower AdamW"
+        )
+    if "nvme" in [offload_device(strategy, part) for part in _OFFLOADS]:
+        _check_nvme(train.strategy, train.nvme_path)
+    return stage
+
+
+def _check_nvme(strategy: str, nvme_path: str) -> None:
+    if not nvme_path:
+        raise UserError(f"train.strategy {strategy} keeps states on an NVMe disk: name a folder there, train.nvme_path")
+    if not Path(nvme_path).is_dir():
+        raise UserError(f"train.nvme_path {nvme_path}: no such folder on this machine")
+    # DeepSpeed talks on stdout from its import on, and tells on stderr what it finds missing.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
+        builder = accelerator.create_op_builder("AsyncIOBuilder") if accelerator else None
+        can_read_nvme = builder is not None and builder.is_compatible()
+    if not can_read_nvme:
+        raise UserError(
+            f"train.strategy {strategy}: DeepSpeed reads and writes NVMe disks by libaio, which is not installed here "
+            "with its headers (Debian: libaio-dev)"
+        )
+
+
+def engine_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the strategy, filled in from the recipe."""
+    train = recipe.train
+    strategy = read_strategy(train.strategy)
+    for part in _OFFLOADS:
+        if offload_device(strategy, part) == "nvme":
+            strategy["zero_optimization"][part]["nvme_path"] = train.nvme_path
+    return {
+        **strategy,
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": accumulation_steps(train.micro_batch, train.global_batch, world_size),
+        "gradient_clipping": train.optimizer.clip_grad_norm,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": train.grad_accum_dtype or train.precision},
+        # torch's AdamW is not on DeepSpeed's list of optimizers that it knows with ZeRO; ours are tested.
+        "zero_allow_untested_optimizer": True,
+        # Progress is this project's own; DeepSpeed's would print in between.
+        "steps_per_print": 10**9,
+    }
