@@ -200,6 +200,11 @@ def test_ranks_started_by_torchrun_alone(runs, recipe):
     assert len(runs.metrics(recipe["name"])) == 2
 
 
+def _heed_ctrl_c() -> None:
+    """A shell starts what it runs in the background, this test perhaps, with Ctrl-C ignored; children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(runs: Runs, recipe: dict) -> subprocess.Popen:
     """A training in a process group of its own that has taken a few steps."""
     process = subprocess.Popen(
@@ -209,6 +214,7 @@ def started(runs: Runs, recipe: dict) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     file = runs.root / recipe["name"] / "metrics.jsonl"
     wait_for(lambda: file.is_file() and '{"step": 3,' in file.read_text(), process)
