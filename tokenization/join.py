@@ -22,7 +22,8 @@ from pipeline.data.manifest import InputEntry, ShardEntry, SourceCount, SplitEnt
 from pipeline.durable import fsync_folder, repair_folder, replace_folder, sha256_json, whole_file, write_text
 from pipeline.errors import WorldError
 from pipeline.recipe_tokenize import TokenizeSection
-from tokenization.part import check_part, token_dtype
+from tokenization.encoding.tokenizer import token_dtype
+from tokenization.part import check_part
 from tokenization.part_folder import JOINED, REJECTED_NAME, PartResult, PartsFolder
 from tokenization.plan import Part
 from tokenization.shard_writer import ShardWriter

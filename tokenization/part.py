@@ -41,7 +41,6 @@ BATCH_DOCUMENTS = 1024
 CHECKED_DOCUMENTS = 16
 CHECKED_BYTES = 32 << 10
 """Of every source, the beginnings of the first documents are encoded by `tokenizers` too, about as much text."""
-LARGEST_UINT16_VOCABULARY = 1 << 16
 
 
 class EncodingDiffers(Exception):
@@ -92,15 +91,6 @@ class Tools:
                 )
         return Tools(recipe, shards, readers, tokenizer, contamination, {}, notes)
 
-    @property
-    def token_dtype(self) -> np.dtype:
-        return token_dtype(self.tokenizer.entry.vocab_size)
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """What the shards store."""
-    return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16_VOCABULARY else np.uint32)
-
 
 def make_part(tools: Tools, part: Part, key: str, scanned: list[Path], progress: Progress) -> None:
     """Write the part's shards, tails and refused records, then its marker.
@@ -118,7 +108,7 @@ def make_part(tools: Tools, part: Part, key: str, scanned: list[Path], progress:
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     end_of_document_id = tools.tokenizer.entry.end_of_document_id
-    splits = SplitSet(folder, section, tools.token_dtype, end_of_document_id, part.number)
+    splits = SplitSet(folder, section, tools.tokenizer.dtype, end_of_document_id, part.number)
     with whole_file(folder / REJECTED_NAME, "w") as rejected_file, splits:
         for pass_number in range(1 if part.slices[0].split == "validation" else weight.passes):
             cleaner = Cleaner(section.clean, dropped, tools.contamination, tools.tokenizer.text_bytes_of)

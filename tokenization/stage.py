@@ -21,9 +21,10 @@ from pipeline.errors import UserError, WorldError
 from pipeline.recipe import DataSection, Recipe
 from pipeline.recipe_tokenize import TextFolderSource
 from pipeline.run_folder import RunFolder
+from tokenization.encoding.tokenizer import token_dtype
 from tokenization.finished_shards import settings_of, use_finished_shards, use_shards_made_before
 from tokenization.join import join_begun, join_inputs, join_parts, join_rejected
-from tokenization.part import EncodingDiffers, token_dtype
+from tokenization.part import EncodingDiffers
 from tokenization.part_folder import REJECTED_NAME, PartResult, PartsFolder
 from tokenization.splits import TRAIN_KEY
 from tokenization.work import FinishedMeanwhileError, Work, remove_leftovers

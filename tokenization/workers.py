@@ -7,11 +7,9 @@ them, however it ends.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -22,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from launch.local import die_with_parent
 from pipeline.console import console
 from pipeline.errors import AdaPonderError, UserError, WorldError
 from pipeline.recipe import Recipe
@@ -32,7 +31,6 @@ from tokenization.plan import Part
 
 REPORT_BYTES = 1 << 20
 """A worker reports after so much text."""
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -249,10 +247,9 @@ class _Reports:
 
 def _work(setting: Setting, connection: Connection, parent: int) -> None:
     """The life of a worker: jobs until the pipe closes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before we asked
-            return
+    die_with_parent()
+    if os.getppid() != parent:  # it ended before we asked
+        return
     console.quiet = True  # the parent has said the same
     tools: Tools | None = None
     while True:

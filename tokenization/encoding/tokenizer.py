@@ -22,6 +22,7 @@ from pipeline.errors import UserError, WorldError
 from tokenization.documents import Text, pieces_of
 from tokenization.encoding.fast_encoding import FastEncoder, byte_characters, fast_encoder
 
+LARGEST_UINT16_VOCABULARY = 1 << 16
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 PADDING_TOKEN = "<|padding|>"
@@ -61,7 +62,7 @@ class DocumentTokenizer:
             vocab_size=max(vocabulary.values()) + 1,
             end_of_document_id=vocabulary[end_of_document],
         )
-        self.dtype = np.dtype(np.uint16 if self.entry.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype = token_dtype(self.entry.vocab_size)
         """Of all ids."""
         self._cuts = _may_be_cut_between_words(self._tokenizer)
         self._bytes_of_id = _bytes_of_ids(self._tokenizer, self.entry.vocab_size)
@@ -193,6 +194,11 @@ def _bytes_of_ids(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     for number, token in tokenizer.get_added_tokens_decoder().items():
         bytes_of[number] = len(token.content.encode())
     return bytes_of
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """What ids are kept in, in memory and in shards."""
+    return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16_VOCABULARY else np.uint32)
 
 
 def load_tokenizer(where: str, end_of_document: str) -> tuple[Tokenizer, dict[str, str]]:

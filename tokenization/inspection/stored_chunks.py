@@ -21,8 +21,10 @@ import numpy as np
 from pipeline.data.index import ShardIndex, read_index
 from pipeline.data.manifest import ShardEntry
 from pipeline.errors import WorldError
+from tokenization.encoding.tokenizer import TOKENIZER_FILE
+from tokenization.finished_shards import TOKENIZER_FOLDER
 
-TOKENIZER_PATH = Path("tokenizer") / "tokenizer.json"
+TOKENIZER_PATH = Path(TOKENIZER_FOLDER) / TOKENIZER_FILE
 """Where the tokenizer lies in a folder of shards."""
 # Longer than any header that numpy writes for a two-dimensional array.
 LONGEST_HEADER_BYTES = 256

@@ -26,8 +26,8 @@ from pipeline.durable import PARTIAL_SUFFIX, sha256_file
 from pipeline.errors import UserError, WorldError
 from tokenization.inspection.stored_chunks import TOKENIZER_PATH
 from tokenization.inspection.verify_shard import Expected, ShardFindings, verify_shard
+from tokenization.part_folder import REJECTED_NAME
 
-REJECTED_NAME = "rejected.jsonl"
 TOKENIZER_CONFIG_PATH = TOKENIZER_PATH.with_name("tokenizer_config.json")
 
 
