@@ -21,6 +21,8 @@ _CHUNK = 1 << 22
 """Elements whose bits are widened to 64 at once."""
 _NAMED = 8
 """Differences that are told."""
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)
+"""2^64 over the golden ratio, as a signed number: multiplying by it modulo 2^64 is one to one."""
 
 
 def check_ranks(
@@ -72,8 +74,9 @@ def checksum(tensor: torch.Tensor) -> int:
     for start in range(0, flat.numel(), _CHUNK):
         bits = flat[start : start + _CHUNK].to(torch.int64)
         places = torch.arange(start, start + bits.numel(), device=flat.device)
-        # An odd factor for every place: a flipped bit changes the sum, and so do two elements that change places.
-        total += (bits * (2 * places + 1)).sum() + (start + 1) * bits.sum()
+        # At each place its own one-to-one function of the bits: one element that differs always changes the sum.
+        mixed = (bits + places * _ODD) * _ODD
+        total += (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)).sum()
     return int(total.item())
 
 
