@@ -49,11 +49,17 @@ CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="step-000010
 
 class Resume(str, Enum):
     auto = "auto"
+    weights = "weights"
     never = "never"
 
 
 ResumeOption = Annotated[
-    Resume, typer.Option("--resume", help="auto: continue from the newest checkpoint; never: refuse if there is one.")
+    Resume,
+    typer.Option(
+        "--resume",
+        help="auto: continue from the newest checkpoint; weights: the same with a fresh optimizer; never: refuse if "
+        "there is one.",
+    ),
 ]
 
 

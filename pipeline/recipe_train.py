@@ -160,7 +160,7 @@ class TrainSection(Section):
     ranks: PositiveInt | Literal["auto"] = "auto"
     """Processes on this machine; auto: as many as there are GPUs, two where there is none."""
     micro_batch: PositiveInt
-    """Rows a rank runs at once."""
+    """Rows a rank runs at once. May change in mid-run, and so may ranks and strategy (docs/training.md)."""
     global_batch: PositiveInt
     """Rows a step; micro_batch x ranks x accumulation."""
     phases: Annotated[list[Phase], Field(min_length=1)]

@@ -10,7 +10,7 @@ import dataclasses
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -97,6 +97,14 @@ def _reduced(flags: StepFlags, sums: torch.Tensor | None, device: torch.device) 
         dist.all_reduce(values)
     told = values.tolist()
     return StepFlags(*(value > 0 for value in told[:count])), told[count:]
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank; collective."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _rank() -> int:

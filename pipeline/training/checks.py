@@ -21,6 +21,7 @@ from pipeline.model import AdaPonderConfig
 from pipeline.recipe import DataSection, ModelSection, Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.computation import check_computation
+from pipeline.training.elastic import Loading, choose_loading
 from pipeline.training.guards import check_guards
 from pipeline.training.model_start import model_config
 from pipeline.training.strategy import check_strategy
@@ -40,6 +41,7 @@ class TrainingPlan:
     manifest_hash: str
     config: AdaPonderConfig
     resume_from: Checkpoint | None
+    loading: Loading
 
     @property
     def first_step(self) -> int:
@@ -84,7 +86,8 @@ def check_training(
 ) -> TrainingPlan:
     """Check recipe, shards and checkpoints against each other for `world_size` ranks.
 
-    `resume` is "auto" (continue from a checkpoint) or "never" (refuse if there is one). `checkpoint` is the name of the
+    `resume` is "auto" (continue from a checkpoint), "weights" (the same with a fresh optimizer) or "never" (refuse if
+    there is one). `checkpoint` is the name of the
     one that the ranks settled on; without it the newest counts that can be read and has the right sizes. Raises
     `UserError` with the first contradiction, `WorldError` when there are checkpoints and none of them is whole.
     """
@@ -98,13 +101,14 @@ def check_training(
         )
     check_vocabulary(manifest, config.vocab_size)
     digest = manifest_hash(manifest)
-    resume_from = _resume_from(recipe, folder, digest, world_size, stage, resume, checkpoint)
-    return TrainingPlan(world_size, stage, manifest, digest, config, resume_from)
+    resume_from = _resume_from(recipe, folder, digest, resume, checkpoint)
+    loading = Loading.AS_SAVED
+    if resume_from is not None:
+        loading = choose_loading(resume_from, recipe, world_size, stage, resume)
+    return TrainingPlan(world_size, stage, manifest, digest, config, resume_from, loading)
 
 
-def _resume_from(
-    recipe: Recipe, folder: RunFolder, digest: str, world_size: int, stage: int, resume: str, name: str | None
-) -> Checkpoint | None:
+def _resume_from(recipe: Recipe, folder: RunFolder, digest: str, resume: str, name: str | None) -> Checkpoint | None:
     if not has_checkpoint(folder.checkpoints):
         return None
     newest = find_checkpoint(folder.checkpoints, name) if name else newest_whole(folder.checkpoints)
@@ -114,18 +118,11 @@ def _resume_from(
             "run name"
         )
     require_same_manifest(newest, digest, folder.shards)
-    state = newest.state
-    differing = _differing(state.recipe, recipe.resolved())
+    differing = _differing(newest.state.recipe, recipe.resolved())
     if differing:
         raise UserError(
             f"{newest.path} was trained with other settings: {'; '.join(differing)}: set them back, or take another "
             "run name"
-        )
-    if (state.world_size, state.zero_stage, state.precision) != (world_size, stage, recipe.train.precision):
-        raise UserError(
-            f"{newest.path} was written by {state.world_size} ranks under ZeRO {state.zero_stage} in "
-            f"{state.precision}, this would be {world_size} ranks under ZeRO {stage} in {recipe.train.precision}: "
-            "continue it as it was"
         )
     if newest.step > recipe.train.steps:
         raise UserError(
@@ -144,7 +141,6 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         "data.shuffle": lambda recipe: recipe["data"].get("shuffle", DataSection().shuffle),
         "model": lambda recipe: {**defaults, **recipe["model"]},
         "train.global_batch": lambda recipe: recipe["train"]["global_batch"],
-        "train.micro_batch": lambda recipe: recipe["train"]["micro_batch"],
     }
     found = []
     for name, read in fixed.items():

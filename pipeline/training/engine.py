@@ -54,8 +54,13 @@ def parameter_groups(model: AdaPonderForCausalLM, optimizer: OptimizerSection) -
     return [{**groups[name], "name": name} for name in sorted(groups)]
 
 
-def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, world_size: int) -> Engine:
-    """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained` (`Phase.trained`); collective."""
+def build_engine(
+    recipe: Recipe, model: AdaPonderForCausalLM, trained: str, world_size: int, *, universal: bool = False
+) -> Engine:
+    """Wrap `model`, in fp32 on the CPU, for training the set of parameters `trained` (`Phase.trained`); collective.
+
+    universal: it will load a universal checkpoint (`pipeline.training.universal`).
+    """
     import deepspeed
 
     for name, parameter in model.named_parameters():
@@ -70,7 +75,7 @@ def build_engine(recipe: Recipe, model: AdaPonderForCausalLM, trained: str, worl
         initialized, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=engine_config(recipe, world_size),
+            config=engine_config(recipe, world_size, universal=universal),
             dist_init_required=False,
         )
     engine = cast(Engine, initialized)
@@ -149,6 +154,8 @@ def set_optimizer_settings(engine: Engine, settings: OptimizerSection) -> None:
         group["weight_decay"] = 0.0 if group["name"].endswith("_no_decay") else settings.weight_decay
         group["betas"] = (settings.beta1, settings.beta2)
         group["eps"] = settings.eps
+    if hasattr(engine.optimizer, "clip_grad"):
+        cast(Any, engine.optimizer).clip_grad = settings.clip_grad_norm
 
 
 def set_learning_rates(engine: Engine, rates: LearningRates) -> None:

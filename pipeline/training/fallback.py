@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,7 @@ from pipeline.durable import fsync_folder, write_text
 from pipeline.errors import WorldError
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
-from pipeline.training.agreement import read_together
+from pipeline.training.agreement import from_rank_0, read_together
 from pipeline.training.state_files import rank_of_file
 
 
@@ -39,7 +38,7 @@ def settle_checkpoint(folder: RunFolder, device: torch.device) -> str | None:
     events.jsonl; what rank 0 sees of the file system counts. Raises `WorldError` on every rank when there are
     checkpoints and none verifies, or a file is there but cannot be read.
     """
-    names = _from_rank_0([path.name for path in reversed(complete_folders(folder.checkpoints))])
+    names = from_rank_0([path.name for path in reversed(complete_folders(folder.checkpoints))])
     damaged: list[tuple[str, str]] = []
     for name in names:
         wrong = _what_is_wrong(folder, folder.checkpoints / name, device)
@@ -71,7 +70,7 @@ def _what_is_wrong(folder: RunFolder, path: Path, device: torch.device) -> str |
             opened = open_checkpoint(path).marker, None
         except WorldError as error:
             opened = None, str(error)
-    marker, wrong = _from_rank_0(opened)
+    marker, wrong = from_rank_0(opened)
     if wrong is not None or folder.recipe.train.verify_on_resume == "sizes":
         return wrong
     ranks = dist.get_world_size()
@@ -99,9 +98,3 @@ def _set_aside(folder: RunFolder, damaged: list[tuple[str, str]], continued: str
         )
     fsync_folder(folder.checkpoints)
     write_text(folder.checkpoints / POINTER, continued + "\n")
-
-
-def _from_rank_0(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

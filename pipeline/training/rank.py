@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.markup import escape
-from safetensors.torch import load_file
 
-from pipeline.checkpoint import FROZEN_FILE, checkpoint_name, find_checkpoint, load_model
+from pipeline.checkpoint import checkpoint_name, find_checkpoint
 from pipeline.console import console
 from pipeline.data.batches import TrainingBatches
 from pipeline.data.rows import RowReader
@@ -29,19 +28,18 @@ from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
 from pipeline.tracking.metrics_lines import read_metrics
-from pipeline.training.agreement import read_together
+from pipeline.training.agreement import from_rank_0, read_together
 from pipeline.training.attempt import hold_run, report_hang, report_stop, reported_hangs
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
-from pipeline.training.computation import describe_computation, set_computation
-from pipeline.training.engine import build_engine, frozen_weights, set_optimizer_settings
+from pipeline.training.computation import describe_computation
+from pipeline.training.elastic import what_changes
+from pipeline.training.engine_start import start_engine
 from pipeline.training.fallback import settle_checkpoint
-from pipeline.training.fingerprint import check_fingerprint, take_fingerprint
 from pipeline.training.gate_health import GateHealth
 from pipeline.training.guards import Guards
 from pipeline.training.hang_report import hang_line
 from pipeline.training.loop import Hooks, train_segment
 from pipeline.training.metrics_file import MetricsFile
-from pipeline.training.model_start import start_model
 from pipeline.training.oversight import Oversight
 from pipeline.training.passed_over import PassedOver, read_passed_over
 from pipeline.training.phases import describe_phases, phase_at, segments
@@ -80,13 +78,6 @@ def init_distributed(recipe: Recipe) -> None:
         timeout=timedelta(seconds=recipe.train.timeout_seconds),
         verbose=False,
     )
-
-
-def from_rank_0(value: Any) -> Any:
-    """Rank 0's value, on every rank; collective."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str, signals: StopSignals) -> None:
@@ -147,6 +138,10 @@ def _train_as_rank_0(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     computation = describe_computation(recipe, device)
     append_event(folder, "training_started", attempt=attempt, **started, computation=computation)
+    if plan.resume_from and (changes := what_changes(plan.resume_from, recipe, plan.world_size, plan.zero_stage)):
+        changed = f"{plan.resume_from.name} goes on with {'; '.join(changes)}; loaded {plan.loading.value}"
+        append_event(folder, "continued_elsewhere", attempt=attempt, message=changed)
+        console.print(f"train: {changed}")
     tracker = Tracker(folder, plan.manifest_hash, attempt)
     told = "; ".join(f"{name}: {value}" for name, value in computation.items())
     console.print(f"train: {plan.world_size} ranks over {dist.get_backend()}; {told}")
@@ -230,25 +225,10 @@ def _run_segments(
                 continue
             watchdog.alive("building the engine", PATIENCE)
             oversight.stop_if_wished(step, device)
-            resumed = checkpoint is not None and checkpoint.state.trained == segment.trained
-            # After a change of the trained set the weights go on and the optimizer starts anew.
-            model = load_model(checkpoint, hashes=False) if checkpoint and not resumed else start_model(recipe)
-            set_computation(model, recipe)
-            frozen = frozen_weights(recipe, model, segment.trained) if rank == 0 else {}
-            if frozen and resumed and checkpoint:
-                frozen = load_file(checkpoint.path / FROZEN_FILE)
-            engine = build_engine(recipe, model.train(), segment.trained, plan.world_size)
+            engine, frozen = start_engine(recipe, plan, segment.trained, checkpoint, oversight, device)
             save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen)
-            if resumed and checkpoint:
-                loaded, _ = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
-                if loaded is None:  # DeepSpeed only warns, and would go on from the start
-                    raise WorldError(f"{checkpoint.path}: DeepSpeed finds no states for this rank in it")
-                set_optimizer_settings(engine, train.optimizer)
             if checkpoint is None:
                 oversight.save(save, engine, 0)
-            else:
-                found = take_fingerprint(engine, recipe, plan.world_size, plan.zero_stage)
-                check_fingerprint(engine, checkpoint, found)
             check_ranks(recipe, plan, step, passed_over.data_step(step), engine.module, segment.trained)
             train_segment(engine, recipe, plan, segment, step, batches, rank, hooks, oversight, passed_over, save)
             engine.destroy()

@@ -30,6 +30,7 @@ FROM_RECIPE = (
     "data_types",
     "optimizer",
     "scheduler",
+    "checkpoint",
 )
 _OFFLOADS = ("offload_optimizer", "offload_param")
 
@@ -69,6 +70,12 @@ def offload_device(strategy: dict[str, Any], part: str = "offload_optimizer") ->
     return (strategy["zero_optimization"].get(part) or {}).get("device", "none")
 
 
+def keeps_states_on_nvme(strategy: str) -> bool:
+    """Whether the strategy with that name or path keeps anything on an NVMe disk."""
+    content = read_strategy(strategy)
+    return "nvme" in [offload_device(content, part) for part in _OFFLOADS]
+
+
 def uses_cpu_adam(strategy: dict[str, Any]) -> bool:
     """Whether AdamW runs on the CPU in DeepSpeed's own code, and not in torch's, which is slower and needs no compiler
     (DeepSpeed's field zero_force_ds_cpu_optimizer: false)."""
@@ -91,7 +98,7 @@ def check_strategy(recipe: Recipe) -> int:
             "found: install it, name another in CXX, or set zero_force_ds_cpu_optimizer to false in a strategy of your "
             "own for torch's slower AdamW"
         )
-    if "nvme" in [offload_device(strategy, part) for part in _OFFLOADS]:
+    if keeps_states_on_nvme(train.strategy):
         _check_nvme(train.strategy, train.nvme_path)
     return stage
 
@@ -115,8 +122,11 @@ def _check_nvme(strategy: str, nvme_path: str) -> None:
         )
 
 
-def engine_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: the strategy, filled in from the recipe."""
+def engine_config(recipe: Recipe, world_size: int, *, universal: bool = False) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the strategy, filled in from the recipe.
+
+    universal: what is loaded is a universal checkpoint.
+    """
     train = recipe.train
     strategy = read_strategy(train.strategy)
     for part in _OFFLOADS:
@@ -134,4 +144,5 @@ def engine_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         # Progress is this project's own; DeepSpeed's would print in between.
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }

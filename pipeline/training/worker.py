@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipeline.training.worker")
     parser.add_argument("recipe")
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--resume", choices=["auto", "never"], default="auto")
+    parser.add_argument("--resume", choices=["auto", "weights", "never"], default="auto")
     given = parser.parse_args(arguments)
     rank = int(os.environ["RANK"])
     recipe = read_recipe(given.recipe)
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if attempt:
         log_to_file(folder.logs, attempt, rank)
     try:
-        from pipeline.training.rank import from_rank_0, init_distributed, train_rank
+        from pipeline.training.agreement import from_rank_0
+        from pipeline.training.rank import init_distributed, train_rank
 
         init_distributed(recipe)
         if not attempt:  # started without the command: the ranks agree on a number
