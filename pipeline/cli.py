@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
+from pipeline.run_status_commands import logs, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 app.add_typer(data_commands, name="data")
 app.add_typer(checkpoint_commands, name="checkpoint")
+app.command()(status)
+app.command()(logs)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[

@@ -123,7 +123,7 @@ def report_hang(logs: Path, attempt: int, rank: int, world_size: int, hang: Hang
 
 def reported_hangs(logs: Path, attempt: int) -> list[dict[str, Any]]:
     """What the ranks' watchdogs have left so far, in the order of ranks."""
-    return [report for report in _reports(logs, attempt) if report["kind"] == "hang"]
+    return [report for report in reports(logs, attempt) if report["kind"] == "hang"]
 
 
 def report_stop(logs: Path, attempt: int, stop: Stopped) -> None:
@@ -146,7 +146,8 @@ def _write_report(logs: Path, attempt: int, rank: int, **content: Any) -> None:
     write_json(_error_file(logs, attempt, rank), report)
 
 
-def _reports(logs: Path, attempt: int) -> list[dict[str, Any]]:
+def reports(logs: Path, attempt: int) -> list[dict[str, Any]]:
+    """What ranks of an attempt have left of how they ended, in the order of ranks."""
     files = sorted(logs.glob(f"attempt-{attempt:03d}-*.error.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
@@ -158,7 +159,7 @@ def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     that ended without a word (killed from outside, out of memory) where only others report that they lost it, and
     naming who held up whom where nothing went on.
     """
-    telling = [report for report in _reports(logs, attempt) if report["kind"] != "bystander"]
+    telling = [report for report in reports(logs, attempt) if report["kind"] != "bystander"]
     if not telling:
         log = launcher_log(logs, attempt)
         first = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
