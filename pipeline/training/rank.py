@@ -47,6 +47,7 @@ from pipeline.training.passed_over import PassedOver, read_passed_over
 from pipeline.training.phases import describe_phases, phase_at, segments
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.rank_checks import check_ranks
+from pipeline.training.saves_in_flight import SavesInFlight
 from pipeline.training.saving import Saver, remove_leftovers
 from pipeline.training.stopping import BEGAN_VARIABLE, Stopped, StopRequests, StopSignals
 from pipeline.training.strategy import engine_config
@@ -206,12 +207,12 @@ def _run_segments(
     """Every segment that is left, each with an engine of its own; collective."""
     train, rank = recipe.train, dist.get_rank()
     guards = Guards(train.guards, hooks.note)
-    oversight = Oversight(requests, watchdog, guards, GateHealth(plan.config.max_passes, hooks.note))
     checkpoint = plan.resume_from
     passed_over, known = from_rank_0(_left_behind(recipe, folder, plan) if rank == 0 else None)
     guards.remember(*known)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with (
+        SavesInFlight(train.save_in_background, requests.saved) as saves,
         read_together(lambda: RowReader(folder.open_shards(), plan.manifest, "train"), device) as reader,
         TrainingBatches(
             reader,
@@ -224,6 +225,8 @@ def _run_segments(
             recipe.data.shuffle,
         ) as batches,
     ):
+        gate_health = GateHealth(plan.config.max_passes, hooks.note)
+        oversight = Oversight(requests, watchdog, guards, gate_health, saves)
         for segment in segments(train.phases):
             step = checkpoint.step if checkpoint else 0
             if step >= segment.end_step:
@@ -238,7 +241,7 @@ def _run_segments(
             if frozen and resumed and checkpoint:
                 frozen = load_file(checkpoint.path / FROZEN_FILE)
             engine = build_engine(recipe, model.train(), segment.trained, plan.world_size)
-            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen)
+            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen, saves)
             if resumed and checkpoint:
                 loaded, _ = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
                 if loaded is None:  # DeepSpeed only warns, and would go on from the start
