@@ -63,7 +63,8 @@ class SavesInFlight:
         self._took = took
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = TCPStore(host, port, None, False, _NO_TIMEOUT, wait_for_workers=False)
+        self._store = TCPStore(host, port, None, False, wait_for_workers=False)
+        self._store.set_timeout(_NO_TIMEOUT)
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._message = ""
@@ -112,6 +113,7 @@ class SavesInFlight:
         """
         if self._thread is not None:
             began = self._waiting_since = time.monotonic()
+            self._hurry(self._thread)
             self._thread.join()
             self._seconds_lost += time.monotonic() - began
             self._waiting_since = self._thread = None
@@ -132,8 +134,15 @@ class SavesInFlight:
         if error is None:
             self.wait()
         elif self._thread is not None and not self.failed:
+            self._hurry(self._thread)
             self._thread.join(_FAILED_TRAINING_WAITS_SECONDS)
             self._abandoned.set()
+
+    def _hurry(self, thread: threading.Thread) -> None:
+        """Give the save this thread's priority, where the system lets it rise again: others may want the cores."""
+        with contextlib.suppress(OSError):  # not permitted, or already over
+            if thread.is_alive() and thread.native_id is not None:
+                os.setpriority(os.PRIO_PROCESS, thread.native_id, os.getpriority(os.PRIO_PROCESS, 0))
 
     def _raise(self, message: str) -> NoReturn:
         if self._failure is not None and not isinstance(self._failure, WorldError | OSError):
@@ -144,7 +153,7 @@ class SavesInFlight:
         store = PrefixStore(files.save_id, self._store)
         try:
             if self._memory is not None:
-                # Linux knows a priority for each thread. Once the training waits, it leaves the cores to this one.
+                # Linux knows a priority for each thread.
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
             written = files.write()
             store.set(str(self._rank), json.dumps({name: file.model_dump() for name, file in written.items()}))
