@@ -1,6 +1,6 @@
 """One rank of `benchmarks.checkpoint_saving`: rounds of steps and saves by the training's own engine and writer.
 
-torchrun --module benchmarks.checkpoint_saving_rank OUT FOLDER SHAPE ROWS TOKENS ROUNDS SEED
+torchrun --module benchmarks.checkpoint_saving_rank OUT FOLDER SHAPE TOKENS STEP_TOKENS ROUNDS SEED
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import uuid
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +32,11 @@ from pipeline.training.rank import init_distributed
 from pipeline.training.saves_in_flight import Completed, SavesInFlight
 
 
-def recipe_of(shape: str, rows: int, tokens: int, ranks: int) -> Recipe:
-    """pythia-70m-scratch in fp32, with the network's sizes and the batch's as asked for."""
+STEPS_OF_REFERENCE = 2
+
+
+def recipe_of(shape: str, tokens: int, ranks: int) -> Recipe:
+    """pythia-70m-scratch in fp32, with the network's sizes as asked for and one row a rank and step."""
     hidden, layers, heads = SHAPES[shape]
     sizes = {
         "vocab_size": 50304,
@@ -46,8 +50,8 @@ def recipe_of(shape: str, rows: int, tokens: int, ranks: int) -> Recipe:
         "model.backbone": sizes,
         "tokenize.seq_len": tokens,
         "train.precision": "fp32",
-        "train.micro_batch": rows,
-        "train.global_batch": rows * ranks,
+        "train.micro_batch": 1,
+        "train.global_batch": ranks,
         "train.vocabulary_chunk_tokens": 256,
     }
     return read_recipe("pythia-70m-scratch", [f"{name}={json.dumps(value)}" for name, value in fields.items()])
@@ -56,8 +60,9 @@ def recipe_of(shape: str, rows: int, tokens: int, ranks: int) -> Recipe:
 class Training:
     """An engine that takes steps and saves."""
 
-    def __init__(self, shape: str, rows: int, tokens: int, seed: int, folder: Path) -> None:
-        self._recipe = recipe_of(shape, rows, tokens, int(os.environ["WORLD_SIZE"]))
+    def __init__(self, shape: str, tokens: int, seed: int, folder: Path) -> None:
+        """tokens: the most that a step has."""
+        self._recipe = recipe_of(shape, tokens, int(os.environ["WORLD_SIZE"]))
         init_distributed(self._recipe)
         model = start_model(self._recipe)
         set_computation(model, self._recipe)
@@ -65,14 +70,14 @@ class Training:
         set_halting(self._engine.module.config, self._recipe.train.phases[0])
         set_learning_rates(self._engine, learning_rates(self._recipe.train, 10))
         generator = torch.Generator().manual_seed(seed + dist.get_rank())
-        self._tokens = torch.randint(1, 50000, (rows, tokens + 1), generator=generator)
+        self._tokens = torch.randint(1, 50000, (1, tokens + 1), generator=generator)
         self._folder = folder
 
-    def step(self) -> float:
+    def step(self, tokens: int) -> float:
         """Seconds of a step, from when all ranks begin it until all have taken it."""
         dist.barrier()
         began = time.perf_counter()
-        inputs, labels = self._tokens[:, :-1], self._tokens[:, 1:]
+        inputs, labels = self._tokens[:, :tokens], self._tokens[:, 1 : tokens + 1]
         loss = self._engine(input_ids=inputs, shift_labels=labels, ponder_weight=0.1, ponder_fraction=0.1).loss
         self._engine.backward(loss)
         self._engine.step()
@@ -118,26 +123,29 @@ class Training:
 def main() -> None:
     logging.disable(logging.WARNING)
     out, folder, shape = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    rows, tokens, rounds, seed = map(int, sys.argv[4:8])
-    training = Training(shape, rows, tokens, seed, folder)
-    found = []
+    tokens, step_tokens, rounds, seed = map(int, sys.argv[4:8])
+    training = Training(shape, max(tokens, step_tokens), seed, folder)
+    training.step(tokens)
+    found = {"reference": [training.step(step_tokens) for _ in range(STEPS_OF_REFERENCE)]}
     with SavesInFlight(background=True) as beside, SavesInFlight(background=False) as waiting:
-        for number in range(rounds + 1):
-            steps = [training.step()]
-            copy, completed = training.save(beside)
-            during = [training.step()]
-            while training.in_flight(completed):
-                during.append(training.step())
-            beside.wait()
-            steps.append(training.step())
-            stood_still, _ = training.save(waiting)
-            if number and completed:  # a first round takes memory and warms up
-                bytes_, seconds = completed[0].size, completed[0].seconds
-                line = {"steps": steps, "copy": copy, "during": during, "seconds": seconds, "bytes": bytes_}
-                found.append(line | {"blocking": stood_still})
+        found["rounds"] = [one_round(training, tokens, beside, waiting) for _ in range(rounds + 1)][1:]
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
+
+
+def one_round(training: Training, tokens: int, beside: SavesInFlight, waiting: SavesInFlight) -> dict[str, Any]:
+    """Seconds of steps without a save and during one, and of both kinds of saves; the first round takes memory."""
+    steps = [training.step(tokens)]
+    copy, completed = training.save(beside)
+    during = [training.step(tokens)]
+    while training.in_flight(completed):
+        during.append(training.step(tokens))
+    beside.wait()
+    steps.append(training.step(tokens))
+    stood_still, _ = training.save(waiting)
+    written = {"seconds": completed[0].seconds, "bytes": completed[0].size} if completed else {}
+    return {"steps": steps, "copy": copy, "during": during, "waiting": stood_still} | written
 
 
 if __name__ == "__main__":

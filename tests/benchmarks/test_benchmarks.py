@@ -56,7 +56,9 @@ def test_training(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_saving(tmp_path: Path) -> None:
-    lines = lines_of("checkpoint_saving", tmp_path / "saving.json", "--tokens", "32", "--ranks", "1", "2")
+    lines = lines_of(
+        "checkpoint_saving", tmp_path / "saving.json", "--tokens", "32", "--step-tokens", "64", "--ranks", "1", "2"
+    )
     assert [line["item"] for line in lines] == ["1 rank", "2 ranks"]
     for line in lines:
         assert 0 < line["copy_seconds"]["median"] < line["seconds_in_flight"]["median"]
