@@ -27,22 +27,19 @@ BOUND = 0.05
 
 def main() -> None:
     parser = arguments("Training time lost to a checkpoint.")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens a row of the steps beside the saves")
-    parser.add_argument(
-        "--step-tokens", type=int, default=2048, help="tokens a row of the step that loss is a share of"
-    )
+    parser.add_argument("--tokens", type=int, default=128, help="tokens a row of the steps beside the saves")
+    parser.add_argument("--step-tokens", type=int, default=2048, help="tokens a row of the step to compare with")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where the checkpoints go; a temporary folder without it")
     chosen = parsed(parser)
     if chosen.device != "cpu":
         parser.error(f"--device {chosen.device}: this is measured on the CPU")
-    report = Report(
-        "checkpoint_saving", chosen, {"rows": 1, "tokens": chosen.step_tokens, "tokens_beside_saves": chosen.tokens}
-    )
+    sizes = {"rows": 1, "tokens": chosen.step_tokens, "tokens_beside_saves": chosen.tokens}
+    report = Report("checkpoint_saving", chosen, sizes)
     for ranks in chosen.ranks:
         with tempfile.TemporaryDirectory(prefix="checkpoint-saving-", dir=chosen.folder) as folder:
             found = measured(chosen, ranks, Path(folder))
-        report.line("1 rank" if ranks == 1 else f"{ranks} ranks", **figures(found["rounds"], found["reference"]))
+        report.line("1 rank" if ranks == 1 else f"{ranks} ranks", **figures(found["rounds"], found["step"]))
     report.close()
 
 
@@ -58,19 +55,19 @@ def measured(chosen: Any, ranks: int, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
-def figures(rounds: list[dict[str, Any]], reference: list[float]) -> dict[str, Any]:
+def figures(rounds: list[dict[str, Any]], reference: float) -> dict[str, Any]:
     """Of rounds, and of the steps that what is lost is told as a share of."""
     step = [statistics.fmean(one["steps"]) for one in rounds]
     lost = [sum(one["during"]) - len(one["during"]) * alone for one, alone in zip(rounds, step, strict=True)]
     return {
-        "step_seconds": round(statistics.fmean(reference), 3),
+        "step_seconds": round(reference, 3),
         "step_seconds_beside_saves": spread([seconds for one in rounds for seconds in one["steps"]]),
         "megabytes": round(rounds[0]["bytes"] / 1e6, 1),
         "copy_seconds": spread([one["copy"] for one in rounds]),
         "seconds_in_flight": spread([one["seconds"] for one in rounds]),
         "steps_in_flight": spread([float(len(one["during"])) for one in rounds]),
         "lost_seconds_beyond_the_copy": spread(lost),
-        "time_lost_beyond_the_copy_over_a_step": spread([one / statistics.fmean(reference) for one in lost]),
+        "time_lost_beyond_the_copy_over_a_step": spread([one / reference for one in lost]),
         "waiting_seconds": spread([one["waiting"] for one in rounds]),
         "time_lost_over_waiting": spread(
             [(one["copy"] + more) / one["waiting"] for one, more in zip(rounds, lost, strict=True)]

@@ -110,9 +110,9 @@ class Training:
         saves.begin(time.monotonic(), take, completed.append)
         return time.perf_counter() - began, completed
 
-    def in_flight(self, completed: list[Completed]) -> bool:
+    def in_flight(self, saves: SavesInFlight, completed: list[Completed]) -> bool:
         """Whether the save is still being written; the same on all ranks."""
-        box = [not completed]
+        box = [not completed and not saves.failed]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -136,7 +136,7 @@ def one_round(training: Training, tokens: int, beside: SavesInFlight, waiting: S
     steps = [training.step(tokens)]
     copy, completed = training.save(beside)
     during = [training.step(tokens)]
-    while training.in_flight(completed):
+    while training.in_flight(beside, completed):
         during.append(training.step(tokens))
     beside.wait()
     steps.append(training.step(tokens))
