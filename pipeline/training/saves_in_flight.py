@@ -153,7 +153,7 @@ class SavesInFlight:
         store = PrefixStore(files.save_id, self._store)
         try:
             if self._memory is not None:
-                # Linux knows a priority for each thread.
+                # The kernel has a priority for each thread.
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
             written = files.write()
             store.set(str(self._rank), json.dumps({name: file.model_dump() for name, file in written.items()}))
@@ -166,11 +166,11 @@ class SavesInFlight:
         except Exception as error:  # whatever it is, the training must end with it
             where = "" if isinstance(error, _FailedElsewhere) else f" (rank {self._rank} on {socket.gethostname()})"
             self._message = message_of(error) + where
-            self._failure = error
             with contextlib.suppress(RuntimeError):  # the store has gone with rank 0: the training ends anyway
                 store.set(str(self._rank), json.dumps({"failed": self._message}))
                 if self._rank == 0:
                     store.set(_OUTCOME, self._message)
+            self._failure = error
             return
         self._took(time.monotonic() - began)
 
