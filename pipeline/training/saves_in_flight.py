@@ -29,7 +29,9 @@ from pipeline.training.agreement import message_of, told_by_all
 from pipeline.training.checkpoint_files import CheckpointFiles
 from pipeline.training.host_copy import HostMemory
 
-_LOWEST_PRIORITY = 19
+_NICENESS = 10
+"""A tenth of a core that training wants too, all of one that it leaves: at 19, the lowest priority, a checkpoint would be
+in flight for many steps, and a kill would take them."""
 _FAILED_TRAINING_WAITS_SECONDS = 10.0
 """For a save, which may wait for a rank that is gone: torchrun kills what has not ended after 30 s."""
 _NO_TIMEOUT = timedelta(days=365)
@@ -154,7 +156,7 @@ class SavesInFlight:
         try:
             if self._memory is not None:
                 # The kernel has a priority for each thread.
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             written = files.write()
             store.set(str(self._rank), json.dumps({name: file.model_dump() for name, file in written.items()}))
             if self._rank == 0:
