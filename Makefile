@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decode --rows 8 --output benchmarks/results/decode-8-rows.json
 	$(BIN)/python -m benchmarks.training_step --rounds 5 --output benchmarks/results/training_step.json
 	$(BIN)/python -m benchmarks.training_memory --rounds 5 --output benchmarks/results/training_memory.json
+	$(BIN)/python -m benchmarks.checkpoint_saving --rounds 5 --output benchmarks/results/checkpoint_saving.json
 	$(BIN)/python -m benchmarks.tokenization --rounds 5 --output benchmarks/results/tokenization.json
 	$(BIN)/python -m benchmarks.loader --output benchmarks/results/loader.json
 ifneq ($(MODEL),)

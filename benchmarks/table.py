@@ -20,6 +20,8 @@ RATIOS = {
     "cache_bytes_over_full_caches": "cache bytes over K full caches",
     "time_over_all_logits_at_once": "time over all logits at once",
     "memory_over_all_logits_at_once": "memory over all logits at once",
+    "time_lost_beyond_the_copy_over_a_step": "time lost beyond the copy over a step",
+    "time_lost_over_waiting": "time lost over that of waiting for the save",
     "memory_over_single_pass": "memory over a single pass",
     "memory_over_single_pass_in_chunks": "memory over a single pass in chunks",
 }
@@ -27,6 +29,7 @@ BOUNDS = {
     "time_over_full_depth": "bound",
     "time_over_masked": "bound",
     "time_over_all_logits_at_once": "bound",
+    "time_lost_beyond_the_copy_over_a_step": "bound",
     "cache_bytes_over_full_caches": "cache_bound",
     "memory_over_all_logits_at_once": "bound_over_all_logits_at_once",
     "memory_over_single_pass": "bound_over_single_pass",
@@ -71,7 +74,7 @@ def _value(value: Any) -> str:
 
 
 def _bound(line: dict[str, Any], field: str) -> str:
-    bound = line.get(BOUNDS[field])
+    bound = line.get(BOUNDS.get(field, ""))
     if bound is None:
         return ""
     value = line[field]["median"] if isinstance(line[field], dict) else line[field]

@@ -173,6 +173,9 @@ class TrainSection(Section):
     being evaluated or released until that is done; all: nothing is ever removed."""
     keep_every_steps: NonNegativeInt = 0
     """Every checkpoint at a multiple of this stays besides; 0: none by this rule."""
+    save_in_background: bool = True
+    """True: training goes on while a checkpoint is written, from a copy in host memory as large as the rank's part of
+    it, which stays taken between saves. False: training waits, and needs no copy."""
     verify_on_resume: Literal["hashes", "sizes"] = "hashes"
     """How closely a checkpoint is looked at before training continues from it: hashes reads each file once more, each
     rank its own, at more than 1 GB a second a core; sizes finds what was cut short, not a flipped byte."""

@@ -138,6 +138,9 @@ class Runs:
     def metrics(self, name: str) -> list[dict]:
         return [json.loads(line) for line in (self.root / name / "metrics.jsonl").read_text().splitlines()]
 
+    def events(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.root / name / "events.jsonl").read_text().splitlines()]
+
     def checkpoints(self, name: str) -> Path:
         return self.root / name / "checkpoints"
 

@@ -29,6 +29,8 @@ class StepFlags:
     """This rank has no batch for the step."""
     stop_wanted: bool = False
     """This rank knows a reason to stop before the step."""
+    save_failed: bool = False
+    """This rank knows of a checkpoint that could not be written beside the training."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class StepStart(Generic[Found]):
     found: Found
     stop_wanted: bool
     """By any rank."""
+    save_failed: bool
+    """On any rank."""
     sums: list[float]
     """What each rank gave to be added up."""
 
@@ -57,7 +61,11 @@ def read_together(read: Callable[[], Found], device: torch.device) -> Found:
 
 
 def begin_together(
-    read: Callable[[], Found], device: torch.device, stop_wanted: bool = False, sums: torch.Tensor | None = None
+    read: Callable[[], Found],
+    device: torch.device,
+    stop_wanted: bool = False,
+    sums: torch.Tensor | None = None,
+    save_failed: bool = False,
 ) -> StepStart[Found]:
     """`read_together` for a step, and what else ranks tell each other before it, in one reduction; collective.
 
@@ -68,13 +76,13 @@ def begin_together(
         found = read()
     except Exception as error:  # whatever it is, the others must not wait for this rank
         failure = error
-    flags, added = _reduced(StepFlags(failure is not None, stop_wanted), sums, device)
+    flags, added = _reduced(StepFlags(failure is not None, stop_wanted, save_failed), sums, device)
     if flags.reading_failed:
         messages = _all_messages(failure)
         if failure is not None and not isinstance(failure, WorldError | OSError):
             raise failure
         raise WorldError(messages) from failure
-    return StepStart(cast(Found, found), flags.stop_wanted, added)
+    return StepStart(cast(Found, found), flags.stop_wanted, flags.save_failed, added)
 
 
 def told_by_all(mine: Told | None) -> list[tuple[Told, str]]:
@@ -114,12 +122,13 @@ def _rank() -> int:
 def _all_messages(failure: Exception | None) -> str:
     """Every rank's message with the ranks that have it, in the order of ranks; collective."""
     ranks: dict[str, list[str]] = {}
-    for message, who in told_by_all(None if failure is None else _message(failure)):
+    for message, who in told_by_all(None if failure is None else message_of(failure)):
         ranks.setdefault(message, []).append(who)
     return "; ".join(f"{message} (read by {', '.join(who)})" for message, who in ranks.items())
 
 
-def _message(failure: Exception) -> str:
+def message_of(failure: Exception) -> str:
+    """What ranks tell each other of an error."""
     if isinstance(failure, OSError) and not isinstance(failure, AdaPonderError):
         return f"{failure.filename or 'a file'}: {failure.strerror or failure}"
     return str(failure) if isinstance(failure, AdaPonderError) else f"{type(failure).__name__}: {failure}"

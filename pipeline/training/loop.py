@@ -67,14 +67,14 @@ def train_segment(
 
     `save` gets the engine and the number of steps taken, on every rank, where the recipe asks for it, at the end of
     each phase and before a stop. Raises `Stopped` where any rank wants to stop or a guard rolls back, `WorldError`
-    where a guard says so or the ranks no longer train the same, and on every rank when a rank cannot read its rows;
-    what was saved before is kept.
+    where a guard says so or the ranks no longer train the same, and on every rank when a rank cannot read its rows or a
+    checkpoint could not be written; what was saved before is kept. At the end the last checkpoint is complete.
     """
     train, guards = recipe.train, oversight.guards
     device = engine.device
     clock = _Clock(recipe, plan, segment, device, first_step)
     skipped = engine.skipped_steps
-    kept = first_step  # the step that the newest checkpoint holds
+    kept = first_step  # the step that the newest checkpoint holds, once `oversight.settle` says that it is complete
     not_looked_at: _StepLoss | None = None
     step_seconds = 0.0
 
@@ -82,6 +82,7 @@ def train_segment(
         try:
             guards.look(taken, loss, grad_norm)
         except RollBack as why:
+            oversight.settle()
             if passed_over.rolled_back_to.count(kept) >= train.guards.roll_backs_in_a_row:
                 raise WorldError(
                     f"{why}: the training went back to step {kept} {train.guards.roll_backs_in_a_row} times already; a "
@@ -117,13 +118,17 @@ def train_segment(
             device,
             wish is not None,
             not_looked_at.sums if not_looked_at else None,
+            oversight.saves.failed,
         )
+        if start.save_failed:
+            oversight.saves.raise_failure()
         if not_looked_at is not None:
             loss_sum, micro_batches_taken = start.sums
             look(step, loss_sum / micro_batches_taken, _grad_norm(engine))
         if start.stop_wanted:
             if kept != step:
                 oversight.save(save, engine, step)
+            oversight.settle()
             oversight.stop(step, wish, "no step was taken since" if step == first_step else "saved")
         guards.phase(phase.name)
         step_loss = _StepLoss(device)
@@ -165,7 +170,7 @@ def train_segment(
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
             }
-            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics)
+            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics) | oversight.save_metrics()
             if passed_over.data_steps:
                 metrics["train/steps_passed_over"] = float(passed_over.data_step(step) - step)
             hooks.post_step(taken, metrics | clock.lap(taken, metrics))
@@ -176,6 +181,7 @@ def train_segment(
             oversight.save(save, engine, taken)
             kept = taken
             clock.restart(taken)
+    oversight.settle()
 
 
 class _StepLoss:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -13,6 +12,7 @@ from pipeline.training.agreement import StepFlags, agreed, told_by_all
 from pipeline.training.engine import Engine
 from pipeline.training.gate_health import GateHealth
 from pipeline.training.guards import Guards
+from pipeline.training.saves_in_flight import SavesInFlight
 from pipeline.training.stopping import StopReason, StopRequests, stopped
 from pipeline.training.watchdog import PATIENCE, Watchdog
 
@@ -25,13 +25,23 @@ class Oversight:
     watchdog: Watchdog
     guards: Guards
     gate_health: GateHealth
+    saves: SavesInFlight
 
     def save(self, save: Callable[[Engine, int], None], engine: Engine, step: int) -> None:
-        """Save, with patience, and remember how long it took; collective."""
+        """Save after the save before, with patience for each; collective. What is saved counts after `settle` only."""
+        self.settle()
         self.watchdog.alive(f"saving step {step}", PATIENCE)
-        began = time.monotonic()
         save(engine, step)
-        self.requests.saved(time.monotonic() - began)
+
+    def settle(self) -> None:
+        """Wait until the newest checkpoint is complete on disk. Raises on every rank where it cannot be, on any."""
+        self.watchdog.alive("waiting for a checkpoint to be written", PATIENCE)
+        self.saves.wait()
+
+    def save_metrics(self) -> dict[str, float]:
+        """Seconds for which training stood still since this was asked last; nothing where it did not."""
+        seconds = self.saves.seconds_lost()
+        return {"speed/save_seconds": seconds} if seconds else {}
 
     def stop_if_wished(self, step: int, device: torch.device) -> None:
         """Raise `Stopped` on every rank where any wants to stop while no step is taken; collective."""

@@ -45,6 +45,7 @@ from pipeline.training.passed_over import PassedOver, read_passed_over
 from pipeline.training.phases import describe_phases, phase_at, segments
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.rank_checks import check_ranks
+from pipeline.training.saves_in_flight import SavesInFlight
 from pipeline.training.saving import Saver, remove_leftovers
 from pipeline.training.stopping import BEGAN_VARIABLE, Stopped, StopRequests, StopSignals
 from pipeline.training.strategy import engine_config
@@ -201,12 +202,12 @@ def _run_segments(
     """Every segment that is left, each with an engine of its own; collective."""
     train, rank = recipe.train, dist.get_rank()
     guards = Guards(train.guards, hooks.note)
-    oversight = Oversight(requests, watchdog, guards, GateHealth(plan.config.max_passes, hooks.note))
     checkpoint = plan.resume_from
     passed_over, known = from_rank_0(_left_behind(recipe, folder, plan) if rank == 0 else None)
     guards.remember(*known)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with (
+        SavesInFlight(train.save_in_background, requests.saved) as saves,
         read_together(lambda: RowReader(folder.open_shards(), plan.manifest, "train"), device) as reader,
         TrainingBatches(
             reader,
@@ -219,6 +220,8 @@ def _run_segments(
             recipe.data.shuffle,
         ) as batches,
     ):
+        gate_health = GateHealth(plan.config.max_passes, hooks.note)
+        oversight = Oversight(requests, watchdog, guards, gate_health, saves)
         for segment in segments(train.phases):
             step = checkpoint.step if checkpoint else 0
             if step >= segment.end_step:
@@ -226,7 +229,7 @@ def _run_segments(
             watchdog.alive("building the engine", PATIENCE)
             oversight.stop_if_wished(step, device)
             engine, frozen = start_engine(recipe, plan, segment.trained, checkpoint, oversight, device)
-            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen)
+            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen, saves)
             if checkpoint is None:
                 oversight.save(save, engine, 0)
             check_ranks(recipe, plan, step, passed_over.data_step(step), engine.module, segment.trained)

@@ -1,7 +1,8 @@
 """DeepSpeed's files of a checkpoint, hashed while they are written.
 
 So every byte is hashed once, by the rank that writes it and at the time it does: no host reads its files again, and
-what the marker says is what was meant to be written.
+what the marker says is what was meant to be written. Where they are written in the background, they are kept in memory
+until then.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils import serialization
 
 from pipeline.checkpoint_marker import MarkedFile, measured
 from pipeline.durable import fsync_file
 from pipeline.errors import WorldError
+from pipeline.training.host_copy import FileInMemory, HostMemory
 
 _RANK = re.compile(r"rank_?(\d+)")
+_BLOCK = 4 << 20
+"""Bytes that are hashed and written at once: seldom enough that a thread doing so takes no part of the interpreter."""
 
 
 class StateFiles:
     """The files that this rank writes into the folder of one checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, memory: HostMemory | None = None) -> None:
+        """memory: for what `save` is given, until `write`; without it `save` writes at once."""
+        self._folder, self._memory = folder, memory
+        self._waiting: list[tuple[Path, FileInMemory]] = []
+        if memory is not None:
+            memory.begin()
         self.written: dict[str, MarkedFile] = {}
         """By path below the folder."""
 
@@ -36,20 +45,43 @@ class StateFiles:
         """`torch.save` to `path`, flushed to disk; stands in for the method of DeepSpeed's checkpoint engine.
 
         Raises `WorldError` naming the file when the disk refuses; what was written of it is removed, so that there is
-        room again to say so.
+        room again to say so. With memory nothing is written yet: `WorldError` where the host has not enough of it.
         """
-        file_path = Path(path)
-        with naming(file_path), open(file_path, "wb") as file:
-            hashed: Any = _HashedFile(file)
+        if self._memory is not None:
+            waiting = FileInMemory(self._memory)
             try:
-                torch.save(state_dict, hashed)
+                _serialize(state_dict, waiting)
+            except MemoryError as error:
+                raise WorldError(
+                    f"{path}: this host has not enough memory for a copy of what is saved ({error}); "
+                    "train.save_in_background false saves without one"
+                ) from error
+            self._waiting.append((Path(path), waiting))
+            return
+        with self._hashed(Path(path)) as file:
+            try:
+                _serialize(state_dict, file)
             except RuntimeError as error:  # what torch makes of an error of the file
-                if hashed.failure is None:
+                if file.failure is None:
                     raise
-                raise hashed.failure from error
+                raise file.failure from error
+
+    def write(self) -> None:
+        """Write what is kept in memory, as `save` would have."""
+        waiting, self._waiting = self._waiting, []
+        for path, kept in waiting:
+            with self._hashed(path) as file:
+                for piece in kept.pieces:
+                    file.write(piece)
+
+    @contextmanager
+    def _hashed(self, path: Path) -> Iterator[_HashedFile]:
+        with naming(path), open(path, "wb") as file:
+            hashed = _HashedFile(file)
+            yield hashed
             file.flush()
             os.fsync(file.fileno())
-        self._tell(file_path, MarkedFile(size=hashed.size, sha256=hashed.digest.hexdigest()))
+        self._tell(path, MarkedFile(size=hashed.size, sha256=hashed.digest.hexdigest()))
 
     def measure(self, paths: list[Path]) -> None:
         """Read and flush files in the folder that others wrote, where they are not told yet."""
@@ -72,17 +104,27 @@ class _HashedFile:
         self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
-        try:
-            written = self._file.write(content)
-        except OSError as error:
-            self.failure = error
-            raise
-        self.digest.update(content)
-        self.size += written
-        return written
+        view = memoryview(content)
+        for start in range(0, len(view), _BLOCK):
+            block = view[start : start + _BLOCK]
+            self.digest.update(block)
+            try:
+                self._file.write(block)
+            except OSError as error:
+                self.failure = error
+                raise
+        self.size += len(view)
+        return len(view)
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def _serialize(state_dict: Any, file: Any) -> None:
+    # Without the archive's own checksums: computing them takes half as long as the hash, which says more.
+    options: Any = serialization.config
+    with options.patch({"save.compute_crc32": False, "save.use_pinned_memory_for_d2h": True}):
+        torch.save(state_dict, file)
 
 
 @contextmanager

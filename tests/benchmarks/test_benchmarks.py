@@ -54,6 +54,15 @@ def test_training(tmp_path: Path) -> None:
     assert " | 1.150" in made
 
 
+@pytest.mark.slow
+def test_saving(tmp_path: Path) -> None:
+    sizes = ["--tokens", "32", "--step-tokens", "64", "--ranks", "2"]
+    (line,) = lines = lines_of("checkpoint_saving", tmp_path / "saving.json", *sizes)
+    assert 0 < line["copy_seconds"]["median"] < line["seconds_in_flight"]["median"]
+    assert line["megabytes"] > 70 and line["steps_in_flight"]["min"] >= 1
+    assert " | 2 ranks | time lost beyond the copy over a step | " in table([lines])
+
+
 def test_the_readmes_table_is_that_of_the_stored_results() -> None:
     readme = README.read_text(encoding="utf-8")
     assert with_table(readme, table(stored_results())) == readme

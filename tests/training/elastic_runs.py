@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from pipeline.checkpoint import Checkpoint, TrainerState, load_model, open_checkpoint
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
+from pipeline.training.checkpoint_files import take_checkpoint
 from pipeline.training.computation import set_computation
 from pipeline.training.engine import Engine, build_engine, set_halting, set_learning_rates, set_optimizer_settings
 from pipeline.training.fingerprint import check_fingerprint, take_fingerprint
@@ -30,7 +32,7 @@ from pipeline.training.model_start import start_model
 from pipeline.training.oversight import Oversight
 from pipeline.training.phases import LearningRates
 from pipeline.training.rank import init_distributed
-from pipeline.training.saving import save_checkpoint
+from pipeline.training.saves_in_flight import SavesInFlight
 from pipeline.training.stopping import StopRequests, StopSignals
 from pipeline.training.strategy import read_strategy, zero_stage
 from pipeline.training.universal import load_universal, universal_checkpoint
@@ -96,7 +98,7 @@ def steps(engine: Engine, first: int, count: int) -> list[float]:
     return losses
 
 
-def save(engine: Engine, recipe: Recipe, trained: str, folder: Path) -> None:
+def save(saves: SavesInFlight, engine: Engine, recipe: Recipe, trained: str, folder: Path) -> None:
     stage = zero_stage(read_strategy(recipe.train.strategy))
     state = TrainerState(
         step=STEPS,
@@ -116,14 +118,16 @@ def save(engine: Engine, recipe: Recipe, trained: str, folder: Path) -> None:
         versions={},
         fingerprint=take_fingerprint(engine, recipe, dist.get_world_size(), stage),
     )
-    save_checkpoint(engine, folder, state, {})
+    saves.begin(
+        time.monotonic(), lambda memory: take_checkpoint(engine, folder, state, {}, memory), lambda completed: None
+    )
 
 
-def regular(recipe: Recipe, trained: str, folder: Path) -> dict[str, Any]:
+def regular(saves: SavesInFlight, recipe: Recipe, trained: str, folder: Path) -> dict[str, Any]:
     """Train, save, train on; and again from what was saved, as it was saved."""
     engine = ready(build_engine(recipe, start_model(recipe).train(), trained, dist.get_world_size()), recipe)
     steps(engine, 0, STEPS)
-    save(engine, recipe, trained, folder)
+    save(saves, engine, recipe, trained, folder)
     states = moments(engine)
     losses = steps(engine, STEPS, STEPS)
     engine.destroy()
@@ -184,7 +188,9 @@ def main() -> None:
     requests = StopRequests(StopSignals(), root, rank, 0, 0.0)
     settings = parse_recipe(tiny_recipe("elastic", root), "test").train.guards
     note = lambda kind, message, **fields: None  # noqa: E731
-    oversight = Oversight(requests, Watchdog(0, lambda hang: None), Guards(settings, note), GateHealth(3, note))
+    saves = SavesInFlight(background=False)
+    watchdog = Watchdog(0, lambda hang: None)
+    oversight = Oversight(requests, watchdog, Guards(settings, note), GateHealth(3, note), saves)
     found: dict[str, Any] = {}
     for strategy, precision, trained in SAVED:
         name = f"{strategy} {precision} {trained}"
@@ -192,7 +198,7 @@ def main() -> None:
         tag = f"step-{STEPS:08d}.converted"
         if world == 2:
             folder.mkdir(exist_ok=True)
-            found[name] = regular(recipe_of(root, strategy, precision), trained, folder)
+            found[name] = regular(saves, recipe_of(root, strategy, precision), trained, folder)
             checkpoint = open_checkpoint(folder / f"step-{STEPS:08d}")
             with universal_checkpoint(checkpoint, oversight, torch.device("cpu")) as made:
                 if rank == 0:

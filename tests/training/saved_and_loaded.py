@@ -10,26 +10,31 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoint import FROZEN_FILE, LogitsFingerprint, TrainerState, open_checkpoint
-from pipeline.checkpoint_marker import wrong_files
+from pipeline.checkpoint import FROZEN_FILE, LogitsFingerprint, TrainerState, has_checkpoint, open_checkpoint
+from pipeline.checkpoint_marker import MarkedFile, wrong_files
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
+from pipeline.training.checkpoint_files import CheckpointFiles, take_checkpoint
 from pipeline.training.computation import set_computation
 from pipeline.training.engine import Engine, build_engine, set_halting, set_learning_rates
 from pipeline.training.fingerprint import check_fingerprint, other_network, take_fingerprint
 from pipeline.training.model_start import start_model
 from pipeline.training.phases import learning_rates
 from pipeline.training.rank import init_distributed
-from pipeline.training.saving import save_checkpoint
+from pipeline.training.saves_in_flight import Completed, SavesInFlight
 from tests.conftest import tiny_recipe
 
 SETTINGS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
@@ -68,7 +73,7 @@ def told(attempt: Callable[[], Any]) -> str | None:
 def state_of(recipe: Recipe, stage: int, fingerprint: LogitsFingerprint | None) -> TrainerState:
     return TrainerState(
         step=2,
-        save_id="0",
+        save_id=uuid.uuid4().hex,
         rows=8,
         tokens=256,
         phase="halting",
@@ -86,7 +91,36 @@ def state_of(recipe: Recipe, stage: int, fingerprint: LogitsFingerprint | None) 
     )
 
 
-def run(stage: int, precision: str, folder: Path) -> dict[str, Any]:
+def written_after(event: threading.Event, files: CheckpointFiles) -> CheckpointFiles:
+    """The same, whose writing waits for `event`."""
+    write = files.write
+
+    def wait_and_write() -> dict[str, MarkedFile]:
+        assert event.wait(60)
+        return write()
+
+    files.write = wait_and_write
+    return files
+
+
+def begin(
+    saves: SavesInFlight,
+    engine: Engine,
+    folder: Path,
+    state: TrainerState,
+    completed: Callable[[Completed], None] = lambda completed: None,
+    change: Callable[[CheckpointFiles], CheckpointFiles] = lambda files: files,
+) -> None:
+    """Begin a save, with frozen weights; collective."""
+    frozen = {"some.weight": torch.ones(3)}
+    saves.begin(
+        time.monotonic(),
+        lambda memory: change(take_checkpoint(engine, folder, state, frozen, memory)),
+        completed,
+    )
+
+
+def run(stage: int, precision: str, folder: Path, waiting: SavesInFlight, beside: SavesInFlight) -> dict[str, Any]:
     """What came of one setting; collective."""
     content = tiny_recipe("saved", Path("unused"))
     content["train"] |= {"strategy": f"zero{stage}", "precision": precision, "global_batch": 4}
@@ -108,9 +142,14 @@ def run(stage: int, precision: str, folder: Path) -> dict[str, Any]:
         engine.module.config.halting == "masked",
         torch.equal(torch.get_rng_state(), generator),
     ]
-    frozen = {"some.weight": torch.ones(3)}
-    done = save_checkpoint(engine, folder, state_of(recipe, stage, saved), frozen)
+    begin(waiting, engine, folder / "waiting", state_of(recipe, stage, saved))
+    done: list[Completed] = []
+    trained = threading.Event()
+    begin(beside, engine, folder, state_of(recipe, stage, saved), done.append, partial(written_after, trained))
     losses += [step(engine, recipe, number) for number in (2, 3)]
+    found["complete_while_training"] = has_checkpoint(folder)
+    trained.set()
+    beside.wait()
     found["losses"] = losses
     trained_on = take_fingerprint(engine, recipe, 2, stage)
     engine.destroy()
@@ -120,7 +159,9 @@ def run(stage: int, precision: str, folder: Path) -> dict[str, Any]:
     found["wrong_files"] = wrong_files(checkpoint.path, checkpoint.marker)
     found["marked"] = {name: bool(file.sha256) for name, file in checkpoint.marker.files.items()}
     found["frozen"] = FROZEN_FILE in checkpoint.marker.files
-    found["size"] = [done.size if done else None, checkpoint.marker.size]
+    found["size"] = [done[0].size if done else None, checkpoint.marker.size]
+    found["of_waiting"] = open_checkpoint(folder / "waiting" / checkpoint.name).marker.model_dump()["files"]
+    found["files"] = checkpoint.marker.model_dump()["files"]
     engine = engine_of(recipe)
     found["before_loading"] = other_network(saved, take_fingerprint(engine, recipe, 2, stage))
     engine.load_checkpoint(str(folder), tag=checkpoint.name)
@@ -146,7 +187,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     init_distributed(parse_recipe(tiny_recipe("saved", Path("unused")), "test"))
     folder = Path(sys.argv[2])
-    found = [run(stage, precision, folder / f"{stage}-{precision}") for stage, precision in SETTINGS]
+    with SavesInFlight(background=False) as waiting, SavesInFlight(background=True) as beside:
+        found = [
+            run(stage, precision, folder / f"{stage}-{precision}", waiting, beside) for stage, precision in SETTINGS
+        ]
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
     dist.barrier()

@@ -15,6 +15,7 @@ from pipeline.checkpoint import LogitsFingerprint, checkpoint_name, complete_che
 from pipeline.checkpoint_marker import measured
 from pipeline.errors import WorldError
 from pipeline.training.fingerprint import other_network
+from pipeline.training.host_copy import HostMemory
 from pipeline.training.saving import remove_leftovers
 from pipeline.training.state_files import StateFiles, naming, rank_of_file
 from tests.training.saved_and_loaded import SETTINGS
@@ -47,6 +48,7 @@ def test_a_fingerprint_disturbs_nothing_and_tells_networks_apart(saved, setting)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_is_loaded_is_what_was_saved(saved, setting):
     found = saved[setting]
+    assert not found["complete_while_training"]
     assert found["loaded"] is None
     assert found["to_the_last_digit"] or setting[0] == 3
     assert found["resumed"] == found["losses"][2:]
@@ -65,6 +67,15 @@ def test_the_marker_has_size_and_hash_of_every_file(saved, setting):
     states = [name for name in found["marked"] if name.endswith("_states.pt")]
     assert len(states) == {0: 1, 1: 3, 2: 3, 3: 4}[setting[0]]
     assert found["size"][0] == found["size"][1] > 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_written_while_training_goes_on_is_what_would_have_been_written_at_once(saved, setting):
+    files, at_once = saved[setting]["files"], saved[setting]["of_waiting"]
+    # Each save has an id of its own in there.
+    assert files.pop("trainer_state.json") != at_once.pop("trainer_state.json")
+    assert files == at_once
 
 
 @pytest.mark.slow
@@ -111,10 +122,46 @@ def test_hashes_taken_while_writing_are_those_of_the_file(tmp_path: Path):
     assert files.written["config.json"].size == 2
 
 
-def test_a_disk_that_is_full_is_named_and_the_file_gives_its_room_back(tmp_path: Path):
+def test_what_is_kept_in_memory_is_written_to_the_last_byte_as_it_was(tmp_path: Path):
+    memory = HostMemory()
+    weight = torch.randn(300, 500)
+    content = {"a": weight, "part of a": weight[3:5], "b": [torch.arange(5), "text"], "c": torch.randn(3).bfloat16()}
+    for value in (1.0, 2.0):
+        weight.fill_(value)
+        StateFiles(tmp_path).save(content, str(tmp_path / "at_once.pt"))
+        files = StateFiles(tmp_path, memory)
+        files.save(content, str(tmp_path / "states.pt"))
+        weight.zero_()
+        assert files.written == {}
+        files.write()
+        assert files.written == {"states.pt": measured(tmp_path / "at_once.pt")}
+        assert measured(tmp_path / "states.pt") == measured(tmp_path / "at_once.pt")
+        assert (tmp_path / "states.pt").stat().st_size < 1.1 * weight.nbytes
+    back = torch.load(tmp_path / "states.pt", weights_only=True)
+    assert (back["a"] == 2).all() and back["part of a"].data_ptr() == back["a"][3].data_ptr()
+
+
+def test_memory_is_taken_once_and_let_go_when_sizes_change():
+    memory = HostMemory()
+    first = [memory.copy(memoryview(bytes([number]) * size)) for number, size in ((1, 100), (2, 200))]
+    memory.begin()
+    second = [memory.copy(memoryview(bytes([number]) * size)) for number, size in ((3, 100), (4, 300))]
+    assert (bytes(first[0]), bytes(second[1])) == (bytes([3]) * 100, bytes([4]) * 300)
+    assert bytes(first[1]) == bytes([2]) * 200
+    memory.begin()
+    memory.copy(memoryview(b"5" * 100))
+    memory.begin()
+    other = memory.copy(memoryview(b"6" * 300))
+    assert bytes(other) == b"6" * 300 and bytes(second[1]) == bytes([4]) * 300
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_disk_that_is_full_is_named_and_the_file_gives_its_room_back(tmp_path: Path, kept: bool):
     (tmp_path / "states.pt").symlink_to("/dev/full")
     with pytest.raises(WorldError, match=rf"{tmp_path / 'states.pt'} cannot be written: No space left on device; the"):
-        StateFiles(tmp_path).save({"a": torch.randn(100_000)}, str(tmp_path / "states.pt"))
+        files = StateFiles(tmp_path, HostMemory() if kept else None)
+        files.save({"a": torch.randn(100_000)}, str(tmp_path / "states.pt"))
+        files.write()
     assert not os.path.lexists(tmp_path / "states.pt")
     with pytest.raises(WorldError, match="nowhere/x cannot be written"), naming(tmp_path / "nowhere" / "x"):
         (tmp_path / "nowhere" / "x").write_text("")
@@ -176,5 +223,8 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(runs, recipe):
         assert [line["step"] for line in lines] == list(range(1, 16))
         assert complete_checkpoints(checkpoints)[-1].name == checkpoint_name(15)
         assert not list(checkpoints.glob("*.partial"))
+        saved = [event for event in runs.events(recipe["name"]) if event["kind"] == "checkpoint_saved"]
+        assert all(0 < event["seconds_lost"] <= event["seconds"] and event["bytes"] for event in saved)
+        assert any(line.get("speed/save_seconds", 0) > 0 for line in lines)
     finally:
         subprocess.run(["umount", "--lazy", str(checkpoints)], check=True)

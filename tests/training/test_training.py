@@ -93,6 +93,9 @@ def test_kill_9_and_the_same_command_end_with_the_unbroken_loss(unbroken, runs, 
             command, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for(lambda step=step: file.is_file() and f'{{"step": {step},' in file.read_text(), process)
+        if step >= 10:  # its checkpoint is written while training goes on
+            marker = runs.checkpoints(recipe["name"]) / "step-00000010" / "COMPLETE"
+            wait_for(marker.is_file, process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         wait_for(lambda: not ranks_of(runs, recipe))
