@@ -30,8 +30,8 @@ from pipeline.training.checkpoint_files import CheckpointFiles
 from pipeline.training.host_copy import HostMemory
 
 _NICENESS = 10
-"""A tenth of a core that training wants too, all of one that it leaves. At 19, the lowest priority, a checkpoint would be
-in flight for longer, and a kill would cost more steps."""
+"""A tenth of a core that training wants too, all of one that it leaves. At 19, the lowest priority, a checkpoint would
+be in flight for longer, and a kill would cost more steps."""
 _FAILED_TRAINING_WAITS_SECONDS = 10.0
 """For a save, which may wait for a rank that is gone: torchrun kills what has not ended after 30 s."""
 _NO_TIMEOUT = timedelta(days=365)
