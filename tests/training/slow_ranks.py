@@ -1,0 +1,88 @@
+"""One rank of steps under every ZeRO stage in which rank 1 sleeps; what rank 0 was told goes into a JSON file.
+
+`torchrun --module tests.training.slow_ranks OUT`. One process for all stages: starting ranks is most of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.recipe_reader import parse_recipe
+from pipeline.training.rank import init_distributed
+from pipeline.training.rank_times import RankTimes
+from pipeline.training.step_clock import StepClock
+from tests.conftest import tiny_recipe
+from tests.training.strategy_runs import engine_for
+
+STEPS = 10
+SLEEPS = range(2, 7)
+"""Steps in which rank 1 sleeps."""
+SLEEP_SECONDS = 0.3
+
+
+def run(out: Path, stage: int) -> dict[str, Any]:
+    """The looks at each step, the notes, losses and gradient norms; collective."""
+    engine = engine_for(out, f"zero{stage}", precision="fp32", global_batch=8)
+    told: list[Any] = []
+    clock = StepClock(engine.device)
+    times = RankTimes(1, 3.0, engine.device, lambda kind, message, **fields: told.append([kind, message, fields]))
+    asleep = False
+
+    def sleep(*_: Any) -> None:
+        if asleep and dist.get_rank() == 1:
+            time.sleep(SLEEP_SECONDS / 2)
+
+    # Twice a micro-batch, in the middle of what other ranks would have gone through already, and two of these a step.
+    engine.module.gpt_neox.layers[1].register_forward_pre_hook(sleep)
+    looks, losses, norms, own = [], [], [], []
+    for step in range(1, STEPS + 1):
+        asleep = step in SLEEPS
+        clock.begin()
+        with times.watching(step):
+            for number in range(2):
+                generator = torch.Generator().manual_seed(10 * step + 2 * number + dist.get_rank())
+                tokens = torch.randint(1, 300, (2, 33), generator=generator)
+                with clock.part("forward"):
+                    output = engine(
+                        input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], ponder_weight=0.0, ponder_fraction=0.0
+                    )
+                with clock.part("backward"):
+                    engine.backward(output.loss)
+                with clock.part("optimizer"):
+                    engine.step()
+        assert output.loss is not None
+        times.look(step, clock.worked)
+        looks.append(times.found())
+        own.append(clock.worked)
+        losses.append(output.loss.item())
+        norm = engine.get_global_grad_norm()
+        norms.append(None if norm is None else float(norm))
+    assert times.found() == {}
+    engine.destroy()
+    return {"looks": looks, "told": told, "losses": losses, "norms": norms, "own": own}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    init_distributed(parse_recipe(tiny_recipe("slow", Path("unused")), "test"))
+    out = Path(sys.argv[1])
+    found = {f"zero{stage}": run(out, stage) for stage in range(4)}
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps(found))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)
