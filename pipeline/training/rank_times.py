@@ -16,7 +16,7 @@ from pipeline.training.agreement import numbers_of_all, told_by_all
 from pipeline.training.collective_waits import CollectiveWaits
 from pipeline.training.guards import Note
 
-LOOKS = 3
+LOOKS = 5
 """Looks in a row before a rank is called slow, or no longer slow."""
 
 

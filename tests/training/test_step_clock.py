@@ -74,12 +74,12 @@ def test_what_a_step_worked_is_the_sum_of_its_parts_alone():
 
 def test_the_peak_of_memory_stays_when_the_memory_is_gone():
     before = peak_memory_bytes(CPU)
-    assert before >= psutil.Process().memory_info().rss
+    resident = psutil.Process().memory_info().rss
+    assert before > 0.9 * resident
     # More than was ever resident, every page written to.
-    size = before - psutil.Process().memory_info().rss + (64 << 20)
-    block = torch.ones(size, dtype=torch.uint8)
+    block = torch.ones(before - resident + (128 << 20), dtype=torch.uint8)
     del block
-    assert before + (48 << 20) <= peak_memory_bytes(CPU) < before + (256 << 20)
+    assert before + (96 << 20) <= peak_memory_bytes(CPU) < before + (256 << 20)
 
 
 def test_a_clock_costs_a_step_next_to_nothing():
