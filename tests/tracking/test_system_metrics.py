@@ -93,8 +93,8 @@ from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.node_monitor import NodeMonitor
 folder = RunFolder(Path(sys.argv[1]), read_recipe("quickstart", ["name=tracked"]))
-with NodeMonitor(folder, int(sys.argv[2]), 0.05):
-    time.sleep(60)
+with NodeMonitor(folder, int(sys.argv[2]), 0.2):
+    time.sleep(600)
 """
 TRAINING = """
 import sys, time
@@ -107,7 +107,7 @@ tracker.POLL_SECONDS = 0.05
 tracker.LONGEST_PAUSE_SECONDS = 0.2
 folder = RunFolder(Path(sys.argv[1]), read_recipe("quickstart", ["name=tracked"]))
 Tracker(folder, manifest_hash(read_manifest(folder.shards)), 1).start()
-time.sleep(60)
+time.sleep(600)
 """
 
 
