@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.training import rank, worker
 
-SLEEP_SECONDS = 0.1
+SLEEP_SECONDS = 0.3
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A rank that sleeps is told from one that waits for it, under every ZeRO stage."""
+"""A rank that sleeps is told from one that waits for it, with and without ZeRO."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.training.rank_times import LOOKS
-from tests.training.slow_ranks import SLEEP_SECONDS, SLEEPS, STEPS
+from tests.training.slow_ranks import SLEEP_SECONDS, SLEEPS, STAGES, STEPS
 
-STAGES = ("zero0", "zero1", "zero2", "zero3")
 ASLEEP = 3 * SLEEP_SECONDS
 pytestmark = pytest.mark.slow
 
@@ -36,7 +35,8 @@ def test_the_rank_that_sleeps_works_and_the_other_waits(found, stage):
         look = found[stage]["looks"][step - 1]
         assert look["ranks/slowest"] == 1
         assert look["ranks/step_seconds_max"] >= ASLEEP
-        assert look["ranks/step_seconds_min"] == look["ranks/step_seconds_median"] < ASLEEP
+        assert look["ranks/step_seconds_min"] == look["ranks/step_seconds_median"]
+        assert look["ranks/step_seconds_min"] < ASLEEP
         ratio = look["ranks/step_seconds_max"] / look["ranks/step_seconds_median"]
         assert look["ranks/slowest_over_median"] == pytest.approx(ratio)
         # Rank 0's own step is as long as the other's: its length alone would not show who was slow.
@@ -46,11 +46,11 @@ def test_the_rank_that_sleeps_works_and_the_other_waits(found, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_is_named_once_and_told_when_it_is_over(found, stage):
     (kind, message, fields), (kind_after, message_after, fields_after) = found[stage]["told"]
-    last = SLEEPS[0] + LOOKS - 1
-    assert (kind, fields["step"], fields["rank"]) == ("slow_rank", last, 1)
+    assert (kind, fields["rank"]) == ("slow_rank", 1)
+    assert SLEEPS[0] + LOOKS - 1 <= fields["step"] <= SLEEPS[-1]
     assert fields["seconds"] >= ASLEEP > fields["median"]
     assert message.startswith(f"rank 1 on {fields['rank_host']} is slow: it works ")
-    assert f" s on step {last}, the median of 2 ranks is " in message
+    assert f" s on step {fields['step']}, the median of 2 ranks is " in message
     assert (kind_after, fields_after["rank"]) == ("slow_rank_recovered", 1)
     assert SLEEPS[-1] + LOOKS <= fields_after["step"] <= STEPS
     assert message_after.startswith(f"rank 1 on {fields['rank_host']} works as fast as the others again")
