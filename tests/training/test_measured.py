@@ -93,6 +93,8 @@ def test_the_parts_of_a_step_are_less_than_the_step(measured):
         assert parts[1] > SLEEP_SECONDS
         assert line["time/data_seconds"] / line["speed/step_seconds"] <= line["speed/data_share"] < 1
         assert line["speed/tokens_per_second"] == pytest.approx(8 * 32 / line["speed/step_seconds"])
+    # Rows are read while the step before is computed.
+    assert all(line["speed/data_share"] < 0.01 for line in measured.lines[1:])
     # Saved at the phase's end, step 2, and at every third: told with the step after it.
     assert [line["step"] for line in measured.lines if line["time/save_seconds"] > 0] == [3, 4, 7, 10]
 
