@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.durable import sha256_json
-from pipeline.recipe_section import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from pipeline.recipe_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from pipeline.recipe_tokenize import TokenizeSection, TrainedTokenizer
 from pipeline.recipe_train import TrainSection
 
@@ -123,6 +123,9 @@ class TrackSection(Section):
     """MLflow; the store is MLFLOW_TRACKING_URI, or mlflow.db in the folder of all runs."""
 
     experiment: str = "adaponder"
+    system_metrics_every_seconds: NonNegativeFloat = 30.0
+    """How often every node of a training measures its processors, memory, disk, network and GPUs; 0: never. GPUs need
+    the package nvidia-ml-py (AMD's: pyrsmi)."""
 
 
 class ReleaseSection(Section):

@@ -20,8 +20,7 @@ class GuardsSection(Section):
     loss_spike: Literal["log", "skip", "roll_back", "stop"] = "log"
     """A loss far above those before it. skip needs ZeRO 1, 2 or 3 and one more reduction of two numbers a step."""
     grad_norm_spike: Literal["log", "roll_back", "stop"] = "log"
-    """A gradient norm far above those before it; it is known once the step is taken, with the clipped gradient. Without
-    ZeRO DeepSpeed does not tell it."""
+    """A gradient norm far above those before it; it is known once the step is taken, with the clipped gradient."""
     spike_score: PositiveFloat = 10.0
     """How far above the median of the window a spike is, in robust standard deviations (1.4826 x the median absolute
     deviation)."""

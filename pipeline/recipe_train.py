@@ -180,6 +180,11 @@ class TrainSection(Section):
     """How closely a checkpoint is looked at before training continues from it: hashes reads each file once more, each
     rank its own, at more than 1 GB a second a core; sizes finds what was cut short, not a flipped byte."""
     log_every_steps: PositiveInt = 1
+    rank_times_every_steps: NonNegativeInt = 50
+    """How often it is measured how long each rank works on a step, without what it waits for the others; such a step
+    takes a little longer, since nothing overlaps in it. 0: never."""
+    slow_rank_ratio: Annotated[float, Field(gt=1.0)] = 1.3
+    """A rank that works so many times the ranks' median, five times measured in a row, is named."""
     timeout_seconds: PositiveInt = 600
     """How long a rank waits for the others before the run fails."""
     stop_after_seconds: NonNegativeInt = 0

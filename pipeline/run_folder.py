@@ -78,6 +78,10 @@ class RunFolder:
     def events_file(self) -> Path:
         return self.path / "events.jsonl"
 
+    def system_file(self, node: int) -> Path:
+        """System metrics of a node of the training, over all attempts."""
+        return self.logs / f"system-node-{node:04d}.jsonl"
+
     def evaluation(self, checkpoint_name: str, suite: str) -> Path:
         return self.path / "evaluation" / checkpoint_name / suite
 

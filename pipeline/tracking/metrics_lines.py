@@ -1,4 +1,7 @@
-"""Reading metrics.jsonl, which training writes: one line a step, flat numbers, the truth from which MLflow is fed."""
+"""Reading metrics.jsonl, which training writes: one line a step, flat numbers, the truth from which MLflow is fed.
+
+The files of system metrics are written alike: their lines are samples of a node, `step` is the number of the sample.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pipeline.errors import WorldError
 
 STEP = "step"
 TIME = "time"
+HOST = "host"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class MetricsLine:
     metrics: dict[str, float]
     end: int
     """Position in the file just past the line, bytes."""
+    host: str | None = None
+    """Where it was measured, if the line says so."""
 
 
 def read_metrics(path: Path, start: int = 0) -> Iterator[MetricsLine]:
@@ -43,8 +49,9 @@ def read_metrics(path: Path, start: int = 0) -> Iterator[MetricsLine]:
                 content = json.loads(raw)
                 step = int(content.pop(STEP))
                 seconds = float(content.pop(TIME, time.time()))
+                host = content.pop(HOST, None)
                 metrics = {name: float(value) for name, value in content.items()}
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise WorldError(f"{path} holds no step's metrics at byte {end}: {error}") from error
             end += len(raw)
-            yield MetricsLine(step, int(seconds * 1000), metrics, end)
+            yield MetricsLine(step, int(seconds * 1000), metrics, end, host)

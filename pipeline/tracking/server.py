@@ -63,8 +63,8 @@ def reason(error: BaseException) -> str:
     return without_secrets(lines[0] if lines else type(error).__name__)[:300]
 
 
-def connect(root: Path) -> MlflowClient:
-    """A client for `tracking_uri(root)`. A sqlite store is created here; a server is not yet asked anything."""
+def set_mlflow_defaults() -> None:
+    """What MLflow reads from the environment; before its first import."""
     # MLflow's own defaults retry for four minutes with two minutes a try; the tracker has its own, gentler patience.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -72,6 +72,11 @@ def connect(root: Path) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # At a run's end MLflow would print the run's address with the password that stands in the URI.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+
+def connect(root: Path) -> MlflowClient:
+    """A client for `tracking_uri(root)`. A sqlite store is created here; a server is not yet asked anything."""
+    set_mlflow_defaults()
     from mlflow.tracking import MlflowClient
 
     # Table creation, migrations and each failed try would be told on the console, a URI's password included; what

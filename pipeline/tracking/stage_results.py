@@ -75,6 +75,7 @@ def _feed(folder: RunFolder) -> str | None:
         run = TrainingRun(folder, _manifest_hash(folder))
         run_id = run.open(None)
         run.send_new_metrics()
+        run.send_system_metrics()
         # Nobody trains; if nobody said how it ended, the attempt was killed.
         run.end((noted.status if noted else None) or "KILLED")
         return run_id

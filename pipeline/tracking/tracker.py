@@ -1,4 +1,4 @@
-"""The thread on rank 0 that feeds MLflow from metrics.jsonl while training runs.
+"""The thread on rank 0 that feeds MLflow from metrics.jsonl, and the nodes' samples, while training runs.
 
 Training never waits for it and never hears of its troubles: a server that is away is told once on the console and
 once in events.jsonl, tried again with growing pauses, and gets everything it missed when it is back. What it has not
@@ -112,6 +112,7 @@ class Tracker:
         if self._run_id is None:
             self._run_id = self._run.open(self._attempt)
         self._run.send_new_metrics()
+        self._run.send_system_metrics()
         if ending and self._wanted is not None:
             if self._why:
                 self._run.tag(f"{ENDED_TAG}{self._attempt}", self._why)

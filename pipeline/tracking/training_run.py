@@ -38,6 +38,7 @@ from pipeline.tracking.server import (
     noted_uri,
     without_secrets,
 )
+from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.versions import installed_versions
 
 KEY_TAG = "adaponder.key"
@@ -58,6 +59,7 @@ class TrainingRun:
         self._sent_step: int | None = None
         """Last step that the server has; None when it must be asked."""
         self._sent_bytes = 0
+        self._system = SystemMetrics(folder)
 
     def open(self, attempt: int | None) -> str:
         """Find or create the run and bring its description up to date; returns its id.
@@ -106,10 +108,15 @@ class TrainingRun:
             count += size
         self._send(waiting)
 
+    def send_system_metrics(self) -> None:
+        """Send the samples of every node past the last one that the server has."""
+        self._system.send(self._client, self._run_id)
+
     def forget_progress(self) -> None:
         """After a failed call nobody knows what arrived: ask the server before sending on."""
         self._sent_step = None
         self._sent_bytes = 0
+        self._system.forget_progress()
 
     def log_recipe(self, attempt: int) -> None:
         """The resolved recipe as an artifact, one a start of the training."""

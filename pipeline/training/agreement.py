@@ -95,6 +95,16 @@ def told_by_all(mine: Told | None) -> list[tuple[Told, str]]:
     return [pair for pair in pairs if pair is not None]
 
 
+def numbers_of_all(mine: list[float], device: torch.device) -> list[list[float]]:
+    """The numbers of every rank, in the order of ranks, as many from each; collective."""
+    if not dist.is_initialized():
+        return [mine]
+    own = torch.tensor(mine, dtype=torch.float64, device=device)
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    return torch.stack(found).tolist()
+
+
 def _reduced(flags: StepFlags, sums: torch.Tensor | None, device: torch.device) -> tuple[StepFlags, list[float]]:
     # A sum serves both: a flag is set where any rank set it, and one loss that is no number makes the mean none.
     values = torch.tensor(dataclasses.astuple(flags), dtype=torch.float64, device=device)

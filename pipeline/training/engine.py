@@ -80,6 +80,7 @@ def build_engine(
         )
     engine = cast(Engine, initialized)
     assert type(engine.optimizer).__name__ != "BF16_Optimizer", "its checkpoints could not be read back"
+    _keep_grad_norm(initialized)
     if in_bf16:
         # DeepSpeed casts the network first and makes the fp32 master weights from what is left: here they get back
         # what was rounded away. Buffers are cast too, and RoPE's frequencies in 8 bits turn far positions by whole
@@ -113,6 +114,17 @@ def _one_kind_of_zero_optimizer() -> Iterator[None]:
         yield
     finally:
         engine.DeepSpeedEngine._do_optimizer_sanity_check = choose
+
+
+def _keep_grad_norm(engine: Any) -> None:
+    """Without ZeRO DeepSpeed (0.19.8) clips in fp32 by the gradient's norm over all ranks and then forgets it."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        parameters = engine.module.parameters()
+        engine._global_grad_norm = clip_grad_norm_(parameters, engine.gradient_clipping(), mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimizerSection, strategy: dict[str, Any]) -> torch.optim.Optimizer:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -29,10 +27,12 @@ from pipeline.training.oversight import Oversight
 from pipeline.training.passed_over import PassedOver
 from pipeline.training.phases import Segment, learning_rates, phase_at, ponder_fraction
 from pipeline.training.rank_checks import check_ranks
+from pipeline.training.rank_times import RankTimes
 from pipeline.training.retention import saves_at
+from pipeline.training.step_clock import StepClock
 from pipeline.training.step_metrics import StepSums
 from pipeline.training.stopping import Stopped
-from pipeline.training.throughput import peak_flops, training_flops_per_token
+from pipeline.training.throughput import Throughput
 from pipeline.training.watchdog import PATIENCE
 
 
@@ -72,7 +72,9 @@ def train_segment(
     """
     train, guards = recipe.train, oversight.guards
     device = engine.device
-    clock = _Clock(recipe, plan, segment, device, first_step)
+    clock = StepClock(device)
+    speed = Throughput(recipe, plan.config, plan.manifest.seq_len, plan.world_size, segment.trained, device)
+    rank_times = RankTimes(train.rank_times_every_steps, train.slow_rank_ratio, device, hooks.note)
     skipped = engine.skipped_steps
     kept = first_step  # the step that the newest checkpoint holds, once `oversight.settle` says that it is complete
     not_looked_at: _StepLoss | None = None
@@ -98,7 +100,7 @@ def train_segment(
             ) from why
 
     for step in range(first_step, segment.end_step):
-        began = time.monotonic()
+        clock.begin()
         phase, phase_step = phase_at(train.phases, step)
         fraction = ponder_fraction(phase, phase_step)
         rates = learning_rates(train, step)
@@ -114,7 +116,7 @@ def train_segment(
         oversight.watchdog.alive(f"step {taken}", PATIENCE if step == first_step or phase_step == 0 else 1.0)
         wish = oversight.requests.wish(step_seconds)
         start = begin_together(
-            partial(batches.step, passed_over.data_step(step)),
+            partial(clock.part("data")(batches.step), passed_over.data_step(step)),
             device,
             wish is not None,
             not_looked_at.sums if not_looked_at else None,
@@ -133,24 +135,29 @@ def train_segment(
         guards.phase(phase.name)
         step_loss = _StepLoss(device)
         reason = "its gradients were not finite"
-        for number, (inputs, shift_labels) in enumerate(start.found):
-            output = engine(
-                input_ids=inputs.to(device, non_blocking=True),
-                shift_labels=shift_labels.to(device, non_blocking=True),
-                ponder_weight=phase.ponder_weight,
-                ponder_fraction=fraction,
-            )
-            loss = cast(torch.Tensor, output.loss)
-            step_loss.add(loss)
-            last = number + 1 == len(start.found)
-            if last and guards.decides_before_the_step and guards.skips(taken, step_loss.mean()):
-                # DeepSpeed leaves out a step whose gradients are no numbers, in ZeRO 1 to 3 and on every rank alike:
-                # the one way to skip a step that leaves its gradient buffers and counters in order.
-                loss, reason = loss * math.nan, "its loss is a spike"
-            engine.backward(loss)
-            engine.step()
-            if sums is not None:
-                sums.add(output)
+        with rank_times.watching(taken):
+            for number, (inputs, shift_labels) in enumerate(start.found):
+                with clock.part("forward"):
+                    output = engine(
+                        input_ids=inputs.to(device, non_blocking=True),
+                        shift_labels=shift_labels.to(device, non_blocking=True),
+                        ponder_weight=phase.ponder_weight,
+                        ponder_fraction=fraction,
+                    )
+                loss = cast(torch.Tensor, output.loss)
+                step_loss.add(loss)
+                last = number + 1 == len(start.found)
+                if last and guards.decides_before_the_step and guards.skips(taken, step_loss.mean()):
+                    # DeepSpeed leaves out a step whose gradients are no numbers, in ZeRO 1 to 3 and on every rank
+                    # alike: the one way to skip a step that leaves its gradient buffers and counters in order.
+                    loss, reason = loss * math.nan, "its loss is a spike"
+                with clock.part("backward"):
+                    engine.backward(loss)
+                with clock.part("optimizer"):
+                    engine.step()
+                if sums is not None:
+                    sums.add(output)
+        rank_times.look(taken, clock.worked)
         guards.took(taken, engine.skipped_steps > skipped, reason)
         skipped = engine.skipped_steps
         not_looked_at = step_loss
@@ -170,17 +177,19 @@ def train_segment(
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
             }
-            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics) | oversight.save_metrics()
+            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics)
             if passed_over.data_steps:
                 metrics["train/steps_passed_over"] = float(passed_over.data_step(step) - step)
-            hooks.post_step(taken, metrics | clock.lap(taken, metrics))
+            metrics |= clock.lap() | rank_times.found()
+            metrics |= speed.metrics(metrics["speed/step_seconds"], metrics)
+            hooks.post_step(taken, metrics)
         if train.cross_check_every_steps and taken % train.cross_check_every_steps == 0:
             check_ranks(recipe, plan, taken, passed_over.data_step(taken), engine.module, segment.trained)
-        step_seconds = time.monotonic() - began
+        step_seconds = clock.end()
         if saved:
             oversight.save(save, engine, taken)
             kept = taken
-            clock.restart(taken)
+            clock.saved()
     oversight.settle()
 
 
@@ -204,49 +213,9 @@ class _StepLoss:
 
 
 def _grad_norm(engine: Engine) -> float | None:
-    """Of the last step, before clipping, over all ranks; None: without ZeRO DeepSpeed clips in fp32 but does not tell
-    the norm."""
+    """Of the last step, before clipping, over all ranks; None before the first."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
-
-
-class _Clock:
-    """Speed between logged steps, time spent saving left out; utilisation (MFU) by the logged step's own depths."""
-
-    def __init__(self, recipe: Recipe, plan: TrainingPlan, segment: Segment, device: torch.device, step: int) -> None:
-        self._config, self._seq_len = plan.config, plan.manifest.seq_len
-        self._tokens_per_step = recipe.train.global_batch * self._seq_len
-        self._skips = recipe.train.skip_halted
-        self._frozen_backbone = segment.trained == "gates"
-        # The known peaks are bf16's; what a backward pass leaves out for a pattern of parameters is counted nowhere.
-        known = recipe.train.precision == "bf16" and segment.trained in ("all", "gates")
-        peak = peak_flops(device) if known else None
-        self._peak = peak * plan.world_size if peak else None
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._began, self._began_step = time.monotonic(), step
-
-    def lap(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        seconds = (time.monotonic() - self._began) / (step - self._began_step)
-        tokens_per_second = self._tokens_per_step / seconds
-        self.restart(step)
-        speed = {"speed/tokens_per_second": tokens_per_second, "speed/step_seconds": seconds}
-        if self._peak:
-            flops = training_flops_per_token(
-                self._config,
-                self._seq_len,
-                _depth_histogram(metrics, self._config.max_passes) if self._skips else None,
-                frozen_backbone=self._frozen_backbone,
-            )
-            speed["speed/mfu"] = tokens_per_second * flops / self._peak
-        return speed
-
-
-def _depth_histogram(metrics: dict[str, float], passes: int) -> list[float]:
-    """Share of the tokens at depth 1, 2, ..., `passes`, from a step's metrics."""
-    active = [metrics[f"depth/keep_ratio_pass_{i + 1}"] for i in range(passes)] + [0.0]
-    return [here - after for here, after in pairwise(active)]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -38,11 +38,6 @@ class Oversight:
         self.watchdog.alive("waiting for a checkpoint to be written", PATIENCE)
         self.saves.wait()
 
-    def save_metrics(self) -> dict[str, float]:
-        """Seconds for which training stood still since this was asked last; nothing where it did not."""
-        seconds = self.saves.seconds_lost()
-        return {"speed/save_seconds": seconds} if seconds else {}
-
     def stop_if_wished(self, step: int, device: torch.device) -> None:
         """Raise `Stopped` on every rank where any wants to stop while no step is taken; collective."""
         wish = self.requests.wish()

@@ -28,6 +28,7 @@ from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
 from pipeline.tracking.metrics_lines import read_metrics
+from pipeline.tracking.node_monitor import NodeMonitor, node_number
 from pipeline.training.agreement import from_rank_0, read_together
 from pipeline.training.attempt import hold_run, report_hang, report_stop, reported_hangs
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
@@ -87,7 +88,8 @@ def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str, sig
     began = float(os.environ.get(BEGAN_VARIABLE, signals.began))
     requests = StopRequests(signals, folder.path, rank, train.stop_after_seconds, began)
     limit = min(60 * train.hang_minutes, _COLLECTIVE_SHARE * train.timeout_seconds)
-    with Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size())) as watchdog:
+    monitor = NodeMonitor(folder, node_number(os.environ), recipe.track.system_metrics_every_seconds)
+    with Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size())) as watchdog, monitor:
         if rank == 0:
             with hold_run(folder.path):
                 dist.barrier()

@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and what share of the chip that is (MFU).
+"""How fast a training is: tokens, the arithmetic that they are, and what share of the chip that is (MFU).
 
 Counted honestly (method section 7): vocabulary head, mixture and gates are in (`pipeline/model/flops.py`).
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
 from pipeline.model import AdaPonderConfig
 from pipeline.model.flops import mean_keys, training_work
+from pipeline.recipe import Recipe
 
 PEAK_FLOPS_BF16 = {
     # Dense bf16 peaks from the vendors' data sheets, FLOP/s for a device as torch counts them (MI250: one of its dies).
@@ -28,6 +30,43 @@ PEAK_FLOPS_BF16 = {
     "MI250X": 191e12,
     "MI300X": 1307e12,
 }
+
+
+class Throughput:
+    """The speed of one segment's training."""
+
+    def __init__(
+        self, recipe: Recipe, config: AdaPonderConfig, seq_len: int, world_size: int, trained: str, device: torch.device
+    ) -> None:
+        """trained: the segment's set of parameters (`Phase.trained`)."""
+        self._config, self._seq_len, self._world_size = config, seq_len, world_size
+        self._tokens_per_step = recipe.train.global_batch * seq_len
+        self._skips = recipe.train.skip_halted
+        self._frozen_backbone = trained == "gates"
+        # What a backward pass leaves out for a pattern of parameters is counted nowhere.
+        self._counted = trained in ("all", "gates")
+        # The known peaks are bf16's.
+        self._peak = peak_flops(device) if recipe.train.precision == "bf16" else None
+
+    def metrics(self, step_seconds: float, logged: dict[str, float]) -> dict[str, float]:
+        """Speed at `step_seconds` a step; the arithmetic is by the depths in a logged step's metrics."""
+        tokens_per_second = self._tokens_per_step / step_seconds
+        found = {"speed/tokens_per_second": tokens_per_second}
+        if not self._counted:
+            return found
+        depths = depth_histogram(logged, self._config.max_passes) if self._skips else None
+        a_token = training_flops_per_token(self._config, self._seq_len, depths, frozen_backbone=self._frozen_backbone)
+        flops = tokens_per_second * a_token / self._world_size
+        found["speed/tflops_per_rank"] = flops / 1e12
+        if self._peak:
+            found["speed/mfu"] = flops / self._peak
+        return found
+
+
+def depth_histogram(logged: dict[str, float], passes: int) -> list[float]:
+    """Share of the tokens at depth 1, 2, ..., `passes`, from a logged step's metrics."""
+    active = [logged[f"depth/keep_ratio_pass_{i + 1}"] for i in range(passes)] + [0.0]
+    return [here - after for here, after in pairwise(active)]
 
 
 def training_flops_per_token(

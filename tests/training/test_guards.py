@@ -171,13 +171,11 @@ def test_a_loss_that_is_not_finite():
         guards()[0].look(4, math.inf, None)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("non_finite_loss", "skip"), ("loss_spike", "skip"), ("grad_norm_spike", "roll_back")]
-)
-def test_what_deepspeed_cannot_do_without_zero_is_refused(field, value):
+@pytest.mark.parametrize("field", ["non_finite_loss", "loss_spike"])
+def test_what_deepspeed_cannot_do_without_zero_is_refused(field):
     content = tiny_recipe("guarded", Path("unused"))
-    content["train"] |= {"strategy": "zero0", "guards": {field: value}}
-    with pytest.raises(UserError, match=rf"train.guards.{field} {value}: train.strategy zero0 is without ZeRO"):
+    content["train"] |= {"strategy": "zero0", "guards": {field: "skip"}}
+    with pytest.raises(UserError, match=rf"train.guards.{field} skip: train.strategy zero0 is without ZeRO"):
         check_recipe(parse_recipe(content, "test"), 2)
     content["train"]["strategy"] = "zero1"
     check_recipe(parse_recipe(content, "test"), 2)

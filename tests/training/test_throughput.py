@@ -8,7 +8,7 @@ from pipeline.model import AdaPonderConfig
 from pipeline.model.flops import mean_keys
 from pipeline.recipe_reader import read_recipe
 from pipeline.training.model_start import start_model
-from pipeline.training.throughput import peak_flops, peak_of, training_flops_per_token
+from pipeline.training.throughput import Throughput, depth_histogram, peak_flops, peak_of, training_flops_per_token
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,29 @@ def test_halted_tokens_that_training_skips_are_no_work():
     gates = 6 * 3 * (4 * 128**2 + 4 * 128)
     single = 6 * (4 * (12 * 128**2 + 129 * 128) + 4096 * 128)
     assert training_flops_per_token(config, 128, [1, 0, 0, 0]) == pytest.approx(single + gates)
+
+
+def test_what_is_reached_follows_the_depths_where_halted_tokens_are_skipped():
+    # 1 in 4 tokens at each depth of 4.
+    logged = {f"depth/keep_ratio_pass_{number}": share for number, share in ((1, 1.0), (2, 0.75), (3, 0.5), (4, 0.25))}
+    assert depth_histogram(logged, 4) == [0.25] * 4
+
+    def speed(*overrides: str, trained: str = "all") -> dict[str, float]:
+        recipe = read_recipe("quickstart", list(overrides))
+        config = start_model(recipe).config
+        return Throughput(recipe, config, 128, 2, trained, torch.device("cpu")).metrics(0.5, logged)
+
+    recipe = read_recipe("quickstart")
+    tokens = recipe.train.global_batch * 128 / 0.5
+    config = start_model(recipe).config
+    full = speed("train.skip_halted=false")
+    assert full["speed/tokens_per_second"] == tokens
+    assert full["speed/tflops_per_rank"] * 2e12 == pytest.approx(tokens * training_flops_per_token(config, 128))
+    skipped = speed("train.skip_halted=true")
+    by_depth = training_flops_per_token(config, 128, [1, 1, 1, 1])
+    assert skipped["speed/tflops_per_rank"] * 2e12 == pytest.approx(tokens * by_depth)
+    assert skipped["speed/tflops_per_rank"] < full["speed/tflops_per_rank"]
+    # Of a CPU no peak is known, and what a pattern leaves out of the backward pass is counted nowhere.
+    assert "speed/mfu" not in full
+    assert set(speed(trained="gates")) == set(full)
+    assert set(speed(trained="gpt_neox.layers.1.*")) == {"speed/tokens_per_second"}

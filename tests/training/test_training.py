@@ -198,6 +198,7 @@ def test_ranks_started_by_torchrun_alone(runs, recipe):
     assert {path.name for path in (folder / "logs").iterdir()} == {
         "attempt-001-rank-0000.log",
         "attempt-001-rank-0001.log",
+        "system-node-0000.jsonl",
     }
     assert (folder / "recipe.yaml").is_file()
     assert len(runs.metrics(recipe["name"])) == 2
@@ -235,6 +236,7 @@ def test_what_stands_in_a_run_folder(unbroken, runs):
         "attempt-001-launcher.log",
         "attempt-001-rank-0000.log",
         "attempt-001-rank-0001.log",
+        "system-node-0000.jsonl",
     }
     kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()]
     assert kinds[0] == "training_started"
