@@ -33,7 +33,8 @@ pytestmark = pytest.mark.slow
 STEPS = 14
 BAD_STEP = 8
 """Steps of a checkpoint every five steps: behind the one of step 5."""
-BAD_TEXT = "Q"
+RARE = "JQXZ"
+"""Letters of which each stands in one document, once."""
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +42,37 @@ def ruined(tmp_path_factory) -> tuple[Runs, dict[str, Any]]:
     """A folder of runs, and the recipe whose step `BAD_STEP` has no loss."""
     runs = Runs(tmp_path_factory.mktemp("ruined"))
     recipe = tiny_recipe("shards", make_text_folder(runs.root / "text", documents=60))
-    recipe["tokenize"]["sources"][0]["validation_share"] = 0.0
-    (runs.root / "text" / "0030.txt").write_text("gate halt depth layer " * 4 + BAD_TEXT + " gate halt depth layer" * 4)
+    for letter in RARE:
+        (runs.root / "text" / f"{letter}.txt").write_text(f"gate halt depth layer {letter} gate halt depth layer.\n")
     shards = RunFolder(runs.root, parse_recipe(recipe, "shards"))
     tokenize(shards.recipe, shards, "adaponder tokenize")
-    (bad_token,) = AutoTokenizer.from_pretrained(shards.shards / "tokenizer").encode(BAD_TEXT)
+    manifest, tokenizer = read_manifest(shards.shards), AutoTokenizer.from_pretrained(shards.shards / "tokenizer")
+    with RowReader(shards.shards, manifest, "train") as reader:
+        inputs = reader.read(range(reader.rows))[:, :-1]
+    holding = {token: np.flatnonzero((inputs == token).any(axis=1)) for (token,) in map(tokenizer.encode, RARE)}
+    bad_token, (bad_row,) = next(
+        (token, rows) for token, rows in holding.items() if len(rows) == 1
+    )  # not for validation
 
-    backbone = recipe["model"]["backbone"]
     torch.manual_seed(0)
-    network: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**backbone))
+    network: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**recipe["model"]["backbone"]))
     network.get_input_embeddings().weight.data[bad_token] = torch.nan
     network.save_pretrained(runs.root / "backbone")
     recipe["model"] = {"start": "weights", "backbone": str(runs.root / "backbone"), "max_passes": 1}
     recipe["data"] = {"shards": str(shards.shards)}
     recipe["train"]["phases"] = [{"name": "only", "steps": STEPS, "halting": False}]
-
-    manifest = read_manifest(shards.shards)
-    with RowReader(shards.shards, manifest, "train") as reader:
-        (bad_row,) = np.flatnonzero((reader.read(range(reader.rows))[:, :-1] == bad_token).any(axis=1))
-        positions = np.arange(BAD_STEP * 8)
-        recipe["seed"] = next(
-            seed
-            for seed in range(10_000)
-            if np.flatnonzero(row_at(positions, reader.rows, seed, manifest_hash(manifest)) == bad_row)[-1:]
-            >= (BAD_STEP - 1) * 8
-        )
+    recipe["seed"] = next(
+        seed
+        for seed in range(10_000)
+        if bad_row in row_at(of_step(BAD_STEP), len(inputs), seed, manifest_hash(manifest))
+        and bad_row not in row_at(np.arange(8 * (BAD_STEP - 1)), len(inputs), seed, manifest_hash(manifest))
+    )
     return runs, recipe
+
+
+def of_step(step: int) -> np.ndarray:
+    """Positions of the step's rows, of a global batch of 8."""
+    return np.arange(8 * (step - 1), 8 * step)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
