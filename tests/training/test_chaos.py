@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Attempt:
         found = [parent, *parent.children(recursive=True)]
         generator.shuffle(found)
         for process in found:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):  # each dies with its parent
                 process.kill()
         assert self.process.wait(30) == -signal.SIGKILL
         wait_for(lambda: not ranks_of(self._runs, self._recipe), seconds=30)
