@@ -94,8 +94,10 @@ def test_stop_keeps_what_was_saved_and_skip_goes_on_from_there(ruined):
     done = runs.adaponder("train", recipe, "--set", "train.guards.non_finite_loss=skip")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing from step-00000005" in done.stdout
-    (skipped,) = events(folder, "step_skipped")
-    assert (skipped["step"], skipped["reason"]) == (BAD_STEP, "its gradients were not finite")
+    # Twice: before the training was stopped, too.
+    skipped = [(event["step"], event["reason"]) for event in events(folder, "step_skipped")]
+    assert skipped == [(BAD_STEP, "its gradients were not finite")] * 2
+    assert [event["step"] for event in events(folder, "loss_not_finite")] == [BAD_STEP]
     lines = {line["step"]: line for line in runs.metrics(recipe["name"])}
     assert [step for step, line in lines.items() if not math.isfinite(line["train/loss"])] == [BAD_STEP]
     assert [line["train/skipped_steps"] for line in lines.values()] == [float(step >= BAD_STEP) for step in lines]
