@@ -6,12 +6,14 @@ leaves either the old file or the new one under its name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +49,19 @@ def write_text(path: Path, content: str) -> None:
     """Write `content` as UTF-8, whole or not at all."""
     with whole_file(path, "w") as file:
         file.write(content)
+
+
+def append_line(file: FileIO, line: str) -> None:
+    """Write `line`, which ends in a newline, in one piece to a file that was opened for appending without a buffer.
+
+    Raises OSError naming the file when the disk refuses; the file may then end in the beginning of the line.
+    """
+    content = line.encode()
+    try:
+        if (file.write(content) or 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
 def fsync_file(path: Path) -> None:

@@ -12,20 +12,19 @@ import socket
 from datetime import datetime, timezone
 from typing import Any
 
+from pipeline.durable import append_line
 from pipeline.run_folder import RunFolder
 
 
 def append_event(folder: RunFolder, kind: str, **fields: Any) -> None:
     """Append `{"time": ..., "kind": kind, "host": ..., "pid": ..., **fields}` to the run's events.jsonl.
 
-    `time` is UTC in ISO 8601 with milliseconds; `fields` must be JSON. Raises OSError when the disk refuses.
+    `time` is UTC in ISO 8601 with milliseconds; `fields` must be JSON. Raises OSError naming the file when the disk
+    refuses.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     event = {"time": now, "kind": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}
     line = json.dumps(event, ensure_ascii=False) + "\n"
     folder.events_file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    with open(folder.events_file, "ab", buffering=0) as file:
+        append_line(file, line)

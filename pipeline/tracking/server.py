@@ -6,14 +6,17 @@ it - in the trainer that is the tracking thread, never the loop.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.durable import PARTIAL_SUFFIX, fsync_folder
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +52,15 @@ def noted_uri(root: Path) -> str:
 
 
 def _default_uri(root: Path) -> str:
-    return f"sqlite:///{root.absolute() / 'mlflow.db'}"
+    return _uri_of(_default_store(root))
+
+
+def _default_store(root: Path) -> Path:
+    return root.absolute() / "mlflow.db"
+
+
+def _uri_of(store: Path) -> str:
+    return f"sqlite:///{store}"
 
 
 def without_secrets(text: str) -> str:
@@ -83,7 +94,35 @@ def connect(root: Path) -> MlflowClient:
     # matters of it reaches the user through the tracker's one warning.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri(root))
+    uri = tracking_uri(root)
+    if uri == _default_uri(root):
+        _make_store(_default_store(root))
+    return MlflowClient(uri)
+
+
+def _make_store(path: Path) -> None:
+    """Make the sqlite store, where there is none, whole or not at all.
+
+    MLflow needs two seconds for its tables, and refuses for good a store in which it was killed meanwhile.
+    """
+    if path.exists():
+        return
+    from mlflow.tracking import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():  # another run was first
+            partial = path.with_name(path.name + PARTIAL_SUFFIX)
+            for left in path.parent.glob(f"{partial.name}*"):  # with its journal, of one that was killed
+                left.unlink()
+            MlflowClient(_uri_of(partial)).search_experiments()
+            os.replace(partial, path)
+            fsync_folder(path.parent)
+    finally:
+        os.close(folder)
 
 
 def experiment_id(client: MlflowClient, root: Path, name: str) -> str:

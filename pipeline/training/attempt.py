@@ -7,10 +7,12 @@ command that started the ranks makes its one line (torchrun itself only knows ex
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -28,6 +30,9 @@ from pipeline.training.watchdog import Hang
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
 # What gloo and NCCL say when the other side of a connection has gone.
 _LOST_PEER = re.compile(r"[Cc]onnection (closed|reset|refused)|remote process exited|Timed out waiting|gloo|NCCL")
+_ROOM_FOR_REPORTS = 1 << 16
+"""Bytes; a rank whose disk has less may have failed because of it, and could not write why."""
+_CONTINUES = "the same command continues from the last checkpoint"
 # torchrun's report of the failure that it saw first.
 _FIRST_FAILURE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
@@ -161,12 +166,16 @@ def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     """
     telling = [report for report in reports(logs, attempt) if report["kind"] != "bystander"]
     if not telling:
+        if shutil.disk_usage(logs).free < _ROOM_FOR_REPORTS:
+            raise WorldError(
+                f"{logs}: {os.strerror(errno.ENOSPC)}, so that no rank could say what it failed in; {_CONTINUES}"
+            )
         log = launcher_log(logs, attempt)
         first = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
         who = f"rank {first[1]} ended with exit code {first[2]}" if first else f"the ranks ended with {exit_code}"
         raise WorldError(
             f"{who} and no message (killed from outside, or out of memory): see {log} and the rank logs beside it; "
-            "the same command continues from the last checkpoint"
+            f"{_CONTINUES}"
         )
     first_told = min(telling, key=lambda report: report["time"])
     if first_told["kind"] == "user":

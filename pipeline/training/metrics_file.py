@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from pipeline.durable import write_text
+from pipeline.durable import append_line, write_text
 
 
 class MetricsFile:
@@ -17,7 +17,8 @@ class MetricsFile:
         if path.is_file():
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
             write_text(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's length, closed by __exit__
+        # Without a buffer: closing a file whose disk is full would try once more and hide what was said first.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open for the run's length, closed by __exit__
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -26,8 +27,8 @@ class MetricsFile:
         self._file.close()
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-        self._file.flush()
+        """Raises OSError naming the file when the disk refuses."""
+        append_line(self._file, json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
 
 
 def _whole_lines(path: Path) -> list[str]:

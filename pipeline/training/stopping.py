@@ -171,16 +171,23 @@ def ends_on_signals(what: str) -> Callable[[Callable[Parameters, Result]], Calla
             if threading.current_thread() is not threading.main_thread():
                 return stage(*arguments, **options)
 
+            asked: list[Stopped] = []
+
             def end(number: int, _: object) -> NoReturn:
                 name = signal.Signals(number).name
-                raise Stopped(f"{what} stopped because of {name}: the same command does it again", step=0, requeue=True)
+                told = f"{what} stopped because of {name}: the same command does it again"
+                asked.append(Stopped(told, step=0, requeue=True))
+                raise asked[-1]
 
             before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
             try:
-                return stage(*arguments, **options)
+                result = stage(*arguments, **options)
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+            if asked:  # raised where any error is only told, as while MLflow is, or where Python itself ignores it
+                raise asked[0]
+            return result
 
         return run
 

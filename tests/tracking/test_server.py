@@ -1,5 +1,9 @@
-"""What MLflow accepts, and what must never be printed."""
+"""What MLflow accepts, what must never be printed, and a store that is made whole or not at all."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +94,33 @@ def test_batches_keep_order_and_size(items, size):
     made = list(batches(items, size))
     assert [item for batch in made for item in batch] == items
     assert all(0 < len(batch) <= size for batch in made)
+
+
+CONNECT = """
+import sys
+from pathlib import Path
+from pipeline.tracking.server import connect, experiment_id
+print(experiment_id(connect(Path(sys.argv[1])), Path(sys.argv[1]), "adaponder"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_the_store_is_made_and_made_again_by_two_at_once(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", CONNECT, str(tmp_path)]
+    for seconds in (0.1, 0.6, 1.0):  # MLflow makes some hundred tables and changes, one after the other
+        killed = subprocess.Popen(command, env=environment, cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("mlflow.db*")):
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(seconds)
+        killed.kill()
+        killed.wait()
+        if (tmp_path / "mlflow.db").exists():  # a quick machine
+            break
+    both = [
+        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [process.communicate(timeout=60)[0] for process in both] == ["1\n", "1\n"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.tracking import Tracker, tracker
+from pipeline.recipe_reader import parse_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.tracking import Tracker, sync, tracker
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +27,17 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow_server(port, store, artifacts):
+    """A server that answers; gives its process, the leader of a group of its own."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stored = ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(artifacts)]
     with open(store.with_suffix(".log"), "w") as log:
         process = subprocess.Popen([*command, *stored], stdout=log, stderr=log, start_new_session=True)
     try:
         until(lambda: answers(port), 60, "the MLflow server answers")
-        yield
+        yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -88,3 +92,67 @@ def test_a_server_that_comes_late_and_goes_away(
     assert "s3cret" not in told.out + told.err + folder.events_file.read_text()
     assert told.err == ""
     assert told.out.count("does not take the metrics") == 2
+
+
+def test_a_training_whose_server_hangs_for_a_while_and_then_is_gone_for_good(
+    runs, recipe, empty_store, tmp_path, monkeypatch
+):
+    port, store = free_port(), tmp_path / "served.db"
+    store.write_bytes(empty_store.read_bytes())
+    recipe["train"]["phases"][0]["steps"] = 100_000
+    recipe["train"]["checkpoint_every_steps"] = 100_000
+    folder = RunFolder(runs.root, parse_recipe(recipe, "test"))
+    of_mlflow = {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+    }
+    client = MlflowClient(of_mlflow["MLFLOW_TRACKING_URI"])
+
+    def events():
+        lines = folder.events_file.read_text().splitlines() if folder.events_file.exists() else []
+        return [kind for line in lines if (kind := json.loads(line)["kind"]).startswith("tracking_")]
+
+    def run_id():
+        return json.loads((folder.path / "mlflow.json").read_text())["runs"][-1]["run_id"]
+
+    def sent():
+        return [metric.step for metric in client.get_metric_history(run_id(), "train/loss")]
+
+    output = tmp_path / "output"
+    with open(output, "w") as file:
+        training = subprocess.Popen(
+            runs.command("train", recipe), env=runs.environment() | of_mlflow, stdout=file, stderr=file
+        )
+    try:
+        with mlflow_server(port, store, tmp_path / "artifacts") as server:
+            until(lambda: (folder.path / "mlflow.json").exists() and run_id() and sent(), 100, "steps arrive")
+            os.killpg(server.pid, signal.SIGSTOP)
+            until(lambda: events() == ["tracking_away"], 30, "a server that hangs is told")
+            steps = len(runs.metrics(recipe["name"]))
+            os.killpg(server.pid, signal.SIGCONT)
+            until(lambda: events() == ["tracking_away", "tracking_back"], 60, "it is told that it is back")
+            assert len(runs.metrics(recipe["name"])) > steps, "the training waited for the server"
+            assert sent() == list(range(1, len(sent()) + 1)) and len(sent()) > steps
+        until(lambda: events()[2:] == ["tracking_away"], 30, "a server that is gone is told")
+        (folder.path / "STOP").touch()
+        assert training.wait(60) == 0, output.read_text()
+    finally:
+        training.kill()
+        training.wait()
+    told = output.read_text()
+    # Of the last two one is the command's, which tries once more when its ranks have ended.
+    assert told.count("does not take the metrics") == 3 and told.count("MLflow is back") == 1
+    assert "MLflow has not got all metrics yet: they are in metrics.jsonl, the run's next stage sends them" in told
+    lines = runs.metrics(recipe["name"])
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    for name, value in of_mlflow.items():
+        monkeypatch.setenv(name, value)
+    with mlflow_server(port, store, tmp_path / "artifacts"):
+        assert len(sent()) < len(lines)
+        assert sync(folder)  # as the next stage does
+        (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        assert (run.info.run_id, run.info.status) == (run_id(), "KILLED")
+        for name in ("train/loss", "depth/mean"):
+            history = client.get_metric_history(run_id(), name)
+            assert [(metric.step, metric.value) for metric in history] == [(line["step"], line[name]) for line in lines]

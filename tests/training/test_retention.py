@@ -1,11 +1,8 @@
-"""Which checkpoints stay: as arithmetic, on a folder, and while a real training is killed."""
+"""Which checkpoints stay: as arithmetic, on a folder, and in a real training. While one is killed: test_chaos.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint import checkpoint_name, complete_folders, open_checkpoint, step_of
+from pipeline.checkpoint import checkpoint_name, complete_folders, step_of
 from pipeline.checkpoint_lock import Removal, reading, remove_unless_read
-from pipeline.checkpoint_marker import MARKER, measured, write_marker, wrong_files
+from pipeline.checkpoint_marker import measured, write_marker
 from pipeline.errors import WorldError
 from pipeline.recipe_reader import parse_recipe
 from pipeline.recipe_train import TrainSection
 from pipeline.run_folder import RunFolder
 from pipeline.training.retention import Retention, saves_at, superfluous
 from tests.conftest import Runs, tiny_recipe
-from tests.training.test_training import KEYS, largest_difference, ranks_of, wait_for
+from tests.training.test_training import KEYS, largest_difference
 
 
 def section(**fields) -> TrainSection:
@@ -145,36 +142,6 @@ def retained(runs: Runs, text_folder, shards, name: str) -> dict:
 def unbroken(runs: Runs, text_folder, shards) -> list[dict]:
     """Saved after every step, with retention."""
     return runs.train(retained(runs, text_folder, shards, "retained"))
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_while_saving_and_removing(unbroken, runs, text_folder, shards):
-    recipe = retained(runs, text_folder, shards, "retained-and-killed")
-    generator = random.Random(os.getpid())
-    file = runs.root / recipe["name"] / "metrics.jsonl"
-    for step in (generator.randint(1, 8), generator.randint(10, 17)):
-        process = subprocess.Popen(
-            runs.command("train", recipe), env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_for(lambda step=step: file.is_file() and f'{{"step": {step},' in file.read_text(), process, 200)
-        # A step with its save takes about that long here: the kill comes at any place of it.
-        wait = generator.random() * 0.3
-        print(f"killed {wait:.3f} s after step {step}")
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        wait_for(lambda: not ranks_of(runs, recipe))
-        for path in complete_folders(runs.checkpoints(recipe["name"])):
-            assert wrong_files(path, open_checkpoint(path).marker) == []
-    lines = runs.train(recipe)
-    assert largest_difference(unbroken, lines, KEYS) < 1e-6
-    for name in ("retained", recipe["name"]):
-        checkpoints = runs.checkpoints(name)
-        # Nothing half written or half removed among them.
-        assert sorted(path.name for path in checkpoints.glob("*-*")) == [*map(checkpoint_name, (0, 8, 10, 16, 19, 20))]
-        assert all((path / MARKER).is_file() for path in complete_folders(checkpoints))
 
 
 @pytest.mark.slow

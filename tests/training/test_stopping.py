@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,18 @@ def test_a_stage_of_one_process_ends_cleanly_and_handlers_come_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_is_not_lost_where_a_stage_goes_on_after_any_error():
+    @ends_on_signals("evaluate")
+    def stage() -> str:
+        with suppress(Exception):  # as where MLflow is told
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return "done"
+
+    with pytest.raises(Stopped, match="evaluate stopped because of SIGTERM"):
+        stage()
+
+
 class Command:
     """`adaponder train` of a recipe, in the background."""
 
@@ -197,7 +210,7 @@ def long(recipe: dict, steps: int = 5000) -> dict:
 
 
 @pytest.mark.slow
-def test_sigterm_on_one_rank_and_then_the_stop_file(runs, recipe):
+def test_sigterm_on_one_rank_in_a_step_and_while_loading_and_then_the_stop_file(runs, recipe):
     command = Command(runs, long(recipe)).until_step(3)
     command.signal_rank(1, signal.SIGTERM)
     code, output, errors = command.end()
@@ -208,6 +221,15 @@ def test_sigterm_on_one_rank_and_then_the_stop_file(runs, recipe):
     assert "because of SIGTERM on rank 1 on " in errors and ": saved; the same command continues" in errors
     assert command.steps() == [0, stop["step"]]
     assert '"status": "KILLED"' in (command.folder / "mlflow.json").read_text()
+
+    loading = Command(runs, recipe)
+    wait_for(lambda: len(loading.events("training_started")) == 2, loading.process)  # engine and states come next
+    loading.signal_rank(0, signal.SIGTERM)
+    code, output, errors = loading.end()
+    assert code == EXIT_REQUEUE, output + errors
+    assert f"stopped at step {stop['step']} because of SIGTERM on rank 0 on " in errors
+    assert "no step was taken since" in errors
+    assert loading.steps() == [0, stop["step"]]
 
     again = Command(runs, recipe).until_step(stop["step"] + 2)
     (again.folder / STOP_FILE).touch()

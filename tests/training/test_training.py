@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import torch
 
 from pipeline.checkpoint import complete_checkpoints, load_model
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.recipe_reader import parse_recipe
 from pipeline.training.attempt import hold_run
 from pipeline.training.model_start import start_model
@@ -29,14 +27,9 @@ KEYS = ("train/loss", "train/ce_loss", "train/ponder_loss", "depth/mean")
 
 
 @pytest.fixture(scope="module")
-def unbroken(runs: Runs, text_folder, shards) -> dict[int, list[dict]]:
-    """The same recipe under each ZeRO stage, on two ranks."""
-    found = {}
-    for stage in range(4):
-        recipe = {**tiny_recipe(f"zero{stage}", text_folder), "data": {"shards": str(shards)}}
-        recipe["train"]["strategy"] = f"zero{stage}"
-        found[stage] = runs.train(recipe)
-    return found
+def unbroken(runs: Runs, text_folder, shards) -> list[dict]:
+    """The tiny recipe, under ZeRO 1 on two ranks."""
+    return runs.train({**tiny_recipe("zero1", text_folder), "data": {"shards": str(shards)}})
 
 
 def largest_difference(one: list[dict], other: list[dict], keys=KEYS) -> float:
@@ -45,7 +38,7 @@ def largest_difference(one: list[dict], other: list[dict], keys=KEYS) -> float:
 
 
 def test_training_learns_and_halts(unbroken):
-    lines = unbroken[1]
+    lines = unbroken
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert lines[-1]["train/ce_loss"] < lines[0]["train/ce_loss"] - 1.0
     assert all(line["depth/mean"] == 3 for line in lines[:10])
@@ -56,56 +49,10 @@ def test_training_learns_and_halts(unbroken):
     assert all(line["train/grad_norm"] > 0 for line in lines)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_stages_agree_in_fp32(unbroken, stage):
-    assert largest_difference(unbroken[0], unbroken[stage]) < 1e-5
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_checkpoints_of_every_stage_hold_the_same_network(unbroken, runs, stage):
-    one, other = (complete_checkpoints(runs.checkpoints(name))[-1] for name in ("zero1", f"zero{stage}"))
-    assert one.step == other.step == 20
-    tokens = torch.arange(64).reshape(2, 32)
-    # Outputs, not weights: a bias of keys has no gradient but rounding, which AdamW blows up to full steps.
-    logits = load_model(one)(tokens).logits
-    torch.testing.assert_close(load_model(other)(tokens).logits, logits, atol=1e-4, rtol=0)
-    # Built and filled by hand: nothing that is in no checkpoint (RoPE's frequencies) may be missing after loading.
-    plain = AdaPonderForCausalLM(AdaPonderConfig.from_pretrained(one.path)).eval()
-    plain.load_state_dict(load_model(one).state_dict())
-    torch.testing.assert_close(plain(tokens).logits, logits, atol=1e-5, rtol=0)
-
-
 def test_one_rank_and_two_see_the_same_global_batches(unbroken, runs, recipe):
     recipe["train"]["ranks"] = 1
     # One rank runs the same micro-batches, four after each other instead of two, so every number is the same mean.
-    assert largest_difference(unbroken[1], runs.train(recipe)) < 1e-4
-
-
-def test_kill_9_and_the_same_command_end_with_the_unbroken_loss(unbroken, runs, recipe):
-    generator = random.Random(os.getpid())
-    command = runs.command("train", recipe)
-    file = runs.root / recipe["name"] / "metrics.jsonl"
-    # Before the first checkpoint but that of step 0, and after another.
-    kills = (generator.randint(1, 4), generator.randint(10, 13))
-    print("killed at", kills)
-    for step in kills:
-        process = subprocess.Popen(
-            command, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_for(lambda step=step: file.is_file() and f'{{"step": {step},' in file.read_text(), process)
-        if step >= 10:  # its checkpoint is written while training goes on
-            marker = runs.checkpoints(recipe["name"]) / "step-00000010" / "COMPLETE"
-            wait_for(marker.is_file, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not ranks_of(runs, recipe))
-    done = runs.adaponder("train", recipe)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "continuing from step-0000001" in done.stdout
-    assert largest_difference(unbroken[1], runs.metrics(recipe["name"])) < 1e-6
-    again = runs.adaponder("train", recipe)
-    assert again.returncode == 0
-    assert "nothing to do" in again.stdout
+    assert largest_difference(unbroken, runs.train(recipe)) < 1e-4
 
 
 def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
@@ -114,7 +61,7 @@ def test_a_half_written_checkpoint_is_not_one(runs, recipe, unbroken):
     newest = runs.checkpoints(recipe["name"]) / "step-00000020"
     (newest / "COMPLETE").unlink()
     (runs.checkpoints(recipe["name"]) / "step-00000025.partial").mkdir()
-    assert largest_difference(unbroken[1], runs.train(recipe)) < 1e-6
+    assert largest_difference(unbroken, runs.train(recipe)) < 1e-6
     assert not list(runs.checkpoints(recipe["name"]).glob("*.partial"))
     assert (runs.checkpoints(recipe["name"]) / "latest").read_text() == "step-00000020\n"
 
@@ -123,7 +70,7 @@ def test_saving_memory_and_skipping_change_nothing_and_are_told(unbroken, runs, 
     recipe["train"] |= {"activation_checkpointing": "layer", "vocabulary_chunk_tokens": 9, "skip_halted": True}
     done = runs.adaponder("train", recipe)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert largest_difference(unbroken[1], runs.metrics(recipe["name"])) < 1e-4
+    assert largest_difference(unbroken, runs.metrics(recipe["name"])) < 1e-4
     folder = runs.root / recipe["name"]
     assert "activation checkpointing: layer; cross entropy: chunks of 9 tokens" in done.stdout
     started = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
@@ -152,15 +99,6 @@ def test_gates_alone_and_then_everything_in_bf16(runs, recipe, strategy):
         assert not torch.equal(end[name], gated[name]), name
     assert [by_step[step].state.trained for step in (0, 4, 12)] == ["gates", "gates", "all"]
     assert by_step[0].path.joinpath("config.json").read_text().count('"halting": "none"') == 1
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(runs, recipe):
-    done = runs.adaponder("train", recipe, "--set", "train.optimizer.peak_lr=1e30")
-    assert done.returncode == 1
-    assert "the loss of step 2 is nan" in done.stderr  # said by whichever rank was first
-    assert done.stderr.count("\n") == 1
-    assert [found.step for found in complete_checkpoints(runs.checkpoints(recipe["name"]))] == [0]
-    assert '"status": "FAILED"' in (runs.root / recipe["name"] / "mlflow.json").read_text()
 
 
 def test_a_rank_killed_alone_is_named_and_nothing_hangs(runs, recipe):
