@@ -51,11 +51,11 @@ def tokenize(recipe: Recipe, folder: RunFolder, command: str, workers: int = 1) 
 
     def all_of_it(work: Work) -> None:
         if recipe.tokenize.clean.remove_duplicates:
-            work.scan(work.parts, workers)
-        work.make(work.parts, workers)
+            work.scan(work.parts)
+        work.make(work.parts)
         _join(work, command)
 
-    return _worked(recipe, folder, all_of_it) or read_manifest(folder.shards)
+    return _worked(recipe, folder, all_of_it, workers) or read_manifest(folder.shards)
 
 
 def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int, scan: bool) -> None:
@@ -69,12 +69,12 @@ def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int
     def own_parts(work: Work) -> None:
         own = work.parts[share.number - 1 :: share.of]
         if scan:
-            work.scan(own, workers)
+            work.scan(own)
         else:
-            work.make(own, workers)
+            work.make(own)
         console.print(f"{share.number}/{share.of}: {len(own)} of {len(work.parts)} parts are done", markup=False)
 
-    _worked(recipe, folder, own_parts, only_parts=True)
+    _worked(recipe, folder, own_parts, workers, only_parts=True)
 
 
 def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
@@ -83,12 +83,12 @@ def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
 
 
 def _worked(
-    recipe: Recipe, folder: RunFolder, act: Callable[[Work], None], only_parts: bool = False
+    recipe: Recipe, folder: RunFolder, act: Callable[[Work], None], workers: int = 1, only_parts: bool = False
 ) -> Manifest | None:
     """Let `act` work on the run's shards, unless they are finished: then their manifest."""
     while (found := _finished(recipe, folder)) is None:
         try:
-            with Work.open(recipe, folder.shards, only_parts) as work:
+            with Work.open(recipe, folder.shards, workers, only_parts) as work:
                 act(work)
             return None
         except FinishedMeanwhileError:
@@ -117,7 +117,7 @@ def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
 
 def _join(work: Work, command: str) -> None:
     """All parts become the data set."""
-    shards, section, entry = work.setting.shards, work.recipe.tokenize, work.tokenizer.entry
+    shards, section, entry = work.setting.shards, work.recipe.tokenize, work.setting.tokenizer.entry
     with work.folder.lock("join", f"the manifest of {shards}"):
         if (shards / MANIFEST_NAME).exists():
             return
