@@ -15,6 +15,10 @@ from tokenization.part_folder import PartsFolder
 from tokenization.plan import Part
 
 
+REPORT_BYTES = 1 << 20
+"""How it goes is told after so much text."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One part to be made, or scanned for duplicates."""
@@ -50,9 +54,35 @@ def do_job(setting: Setting, tools: Tools, job: Job, progress: Progress) -> None
     with parts.lock(f"{number:05d}", str(job.part)):
         if parts.over:
             return
+        told = _NowAndThen(progress)
         if job.scan:
             if not parts.scanned(number, job.key):
-                scan_part(tools, job.part, job.key, progress)
+                scan_part(tools, job.part, job.key, told)
         elif parts.result(number, job.key) is None:
             before = [parts.hashes(other) for other in setting.order[: job.place + 1]]
-            make_part(tools, job.part, job.key, before, progress)
+            make_part(tools, job.part, job.key, before, told)
+        told.flush()
+
+
+class _NowAndThen:
+    """Tells how it goes, but not for every line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._read = self._text_bytes = self._tokens = 0
+
+    def advance(self, text_bytes: int) -> None:
+        self._read += text_bytes
+        if self._read >= REPORT_BYTES:
+            self.flush()
+
+    def count(self, text_bytes: int, tokens: int) -> None:
+        self._text_bytes += text_bytes
+        self._tokens += tokens
+        if self._text_bytes >= REPORT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        self._progress.advance(self._read)
+        self._progress.count(self._text_bytes, self._tokens)
+        self._read = self._text_bytes = self._tokens = 0

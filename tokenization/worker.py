@@ -13,42 +13,28 @@ from pipeline.errors import AdaPonderError, UserError
 from tokenization.job import Setting, do_job
 from tokenization.part import EncodingDiffers, Tools
 
-REPORT_BYTES = 1 << 20
-"""A worker reports after so much text."""
-
 
 class _ParentGoneError(Exception):
     """Nobody reads the pipe any more."""
 
 
 class _Reports:
-    """Tells the parent, but not for every line."""
+    """Tells the parent."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._read = self._text_bytes = self._tokens = 0
 
     def advance(self, text_bytes: int) -> None:
-        self._read += text_bytes
-        if self._read >= REPORT_BYTES:
-            self.flush()
+        self.send("advance", text_bytes)
 
     def count(self, text_bytes: int, tokens: int) -> None:
-        self._text_bytes += text_bytes
-        self._tokens += tokens
-        if self._text_bytes >= REPORT_BYTES:
-            self.flush()
+        self.send("count", (text_bytes, tokens))
 
     def send(self, kind: str, content: object) -> None:
         try:
             self._connection.send((kind, content))
         except OSError as error:
             raise _ParentGoneError from error
-
-    def flush(self) -> None:
-        self.send("advance", self._read)
-        self.send("count", (self._text_bytes, self._tokens))
-        self._read = self._text_bytes = self._tokens = 0
 
 
 def work(connection: Connection, parent: int) -> None:
@@ -76,7 +62,6 @@ def work(connection: Connection, parent: int) -> None:
                 for note in tools.notes:
                     reports.send("note", note)
             do_job(setting, tools, job, reports)
-            reports.flush()
             reports.send("done", None)
         except _ParentGoneError:
             return
