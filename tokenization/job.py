@@ -14,7 +14,6 @@ from tokenization.part import Progress, Tools, make_part, scan_part
 from tokenization.part_folder import PartsFolder
 from tokenization.plan import Part
 
-
 REPORT_BYTES = 1 << 20
 """How it goes is told after so much text."""
 
