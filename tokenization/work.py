@@ -37,7 +37,7 @@ from tokenization.finished_shards import TOKENIZER_FOLDER, settings_of
 from tokenization.job import Job, Setting
 from tokenization.join import join_begun
 from tokenization.part_folder import AS_LONG_AS_IT_TAKES, JOINED, SECONDS_FOR_A_DYING_PROCESS, PartsFolder, locked
-from tokenization.plan import Part, keys_with_duplicates, make_parts, order_for_duplicates, size_of_parts
+from tokenization.plan import Part, Share, keys_with_duplicates, make_parts, order_for_duplicates, size_of_parts
 from tokenization.progress import TokenizeProgress
 from tokenization.sources.find_files import file_identity, find_files
 from tokenization.sources.json_lines import SUFFIXES
@@ -67,11 +67,12 @@ class Work:
 
     @staticmethod
     @contextmanager
-    def open(recipe: Recipe, shards: Path, workers: int = 1, only_parts: bool = False) -> Iterator[Work]:
+    def open(recipe: Recipe, shards: Path, workers: int = 1, share: Share | None = None) -> Iterator[Work]:
         """Find the inputs, cut them, and make the tokenizer, which one process does for all.
 
-        workers: how many processes make parts. only_parts: what another process joins is not thrown away where inputs
-        or settings differ, but refused. Raises `FinishedMeanwhileError` where there is nothing left to do.
+        workers: how many processes make parts. share: those that this process will make, where others make the rest;
+        then what another process joins is not thrown away where inputs or settings differ, but refused. Raises
+        `FinishedMeanwhileError` where there is nothing left to do.
         """
         section = recipe.tokenize
         wanted = section.tokenizer
@@ -93,7 +94,7 @@ class Work:
             folder.lock("run", others, shared=True, seconds=AS_LONG_AS_IT_TAKES) as run,
             Workers(workers) as started,
         ):
-            started.start(len(parts))
+            started.start(len(parts if share is None else share.taken_from(parts)))
             with folder.lock("tokenizer", f"the tokenizer of {shards}", seconds=AS_LONG_AS_IT_TAKES):
                 if (shards / MANIFEST_NAME).exists():
                     raise FinishedMeanwhileError
@@ -120,7 +121,7 @@ class Work:
                     keys = keys_with_duplicates(parts, keys)
                 begun = join_begun(shards)
                 if begun is not None and begun != keys:
-                    if only_parts:
+                    if share is not None:
                         raise UserError(
                             f"{folder.path} is being joined, with other inputs or settings: "
                             "run `adaponder tokenize` without --part to start anew"
