@@ -29,8 +29,9 @@ def test_a_bar_for_all_and_one_a_worker(monkeypatch: pytest.MonkeyPatch) -> None
             progress.worker(number).count(4_000_000, 1_000_000)
         progress._bars.refresh()
         shown = screen.getvalue().splitlines()[-3:]
-        screen.truncate(0)
         progress.begins(1, None)
+        screen.seek(0)
+        screen.truncate(0)
         progress._bars.refresh()
         left = screen.getvalue()
     speeds = r"[\d.]+ MB/s of text, [\d,]+ tokens/s +(-:--:--|\d+:\d\d:\d\d)"
