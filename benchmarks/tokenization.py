@@ -4,8 +4,9 @@
 
 Each run is a fresh process. `tokenizers` (encode_batch_fast, one thread) encodes texts that lie in memory, on one core,
 and only that is timed. The stage with one worker runs on the same core and is timed from its start to its end:
-starting Python, reading, unpacking, parsing, encoding, packing, hashing and writing. Without --files, the standard
-library of this Python is the text, and a tokenizer trained on it the tokenizer.
+starting Python, reading, unpacking, parsing, encoding, packing, hashing and writing. What two workers could be at best
+on the machine's two cores is measured too: two encoders that share nothing, side by side, against one. Without --files,
+the standard library of this Python is the text, and a tokenizer trained on it the tokenizer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import yaml
 import zstandard
 
 from benchmarks.measurement import Report, arguments, parsed, ratios, spread
-from tokenization.encoding.tokenizer import save_tokenizer, train_tokenizer
+from tokenization.encoding.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from tokenization.sources.compressed import read_blocks
 from tokenization.sources.find_files import find_files
 from tokenization.sources.json_lines import SUFFIXES
@@ -43,6 +44,21 @@ began = time.perf_counter()
 for first in range(0, len(texts), 256):
     tokenizer.encode_batch_fast(texts[first : first + 256], add_special_tokens=False)
 print(time.perf_counter() - began)
+"""
+ENCODER = """
+import json, os, sys, time
+from pathlib import Path
+from tokenization.encoding.tokenizer import DocumentTokenizer
+os.sched_setaffinity(0, {int(sys.argv[4])})
+tokenizer = DocumentTokenizer(Path(sys.argv[1]), "", sys.argv[3])
+texts = json.load(open(sys.argv[2]))
+tokenizer.encode_batch(texts)
+print(flush=True)
+sys.stdin.readline()
+began = time.perf_counter()
+for _ in range(5):
+    tokenizer.encode_batch(texts)
+print(time.perf_counter() - began, flush=True)
 """
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
@@ -81,11 +97,18 @@ def measure(folder: Path, chosen: argparse.Namespace) -> None:
     recipe.write_text(yaml.safe_dump(_recipe([str(copy / "*") for copy in copies], tokenizer)))
 
     speeds: dict[str, list[float]] = {}
-    names = ["raw tokenizers", "stage, 1 worker", "stage, 2 workers"]
+    names = ["raw tokenizers", "stage, 1 worker", "stage, 2 workers", "1 encoder", "2 encoders"]
+    if len(os.sched_getaffinity(0)) < 2:
+        names = names[:2]
+    save_tokenizer(*load_tokenizer(str(tokenizer), END), folder / "encoders")
     for number in range(chosen.rounds + 1):
         for name in chance.sample(names, len(names)):
             if name == "raw tokenizers":
                 speed = sample_bytes / _raw_seconds(tokenizer, folder / "sample.json")
+            elif "encoder" in name:
+                count = int(name[0])
+                seconds = _encoder_seconds(folder / "encoders", folder / "sample.json", count)
+                speed = 5 * count * sample_bytes / seconds
             else:
                 workers = int(name.split()[1])
                 speed = text_bytes * chosen.repeat / _stage_seconds(recipe, folder / "runs", workers)
@@ -93,12 +116,17 @@ def measure(folder: Path, chosen: argparse.Namespace) -> None:
                 speeds.setdefault(name, []).append(speed / 1e6)
     sizes = {"text_megabytes": round(text_bytes * chosen.repeat / 1e6, 1), "files": len(files) * chosen.repeat}
     report = Report("tokenization", chosen, sizes)
-    bounds = {"stage, 1 worker": ("raw tokenizers", 2.5), "stage, 2 workers": ("stage, 1 worker", 1.8)}
+    bounds: dict[str, tuple[str, float | None]] = {
+        "stage, 1 worker": ("raw tokenizers", 2.5),
+        "stage, 2 workers": ("stage, 1 worker", 1.8),
+        "2 encoders": ("1 encoder", None),
+    }
     for name in names:
         figures: dict[str, Any] = {"megabytes_per_second": spread(speeds[name])}
         if name in bounds:
             other, bound = bounds[name]
-            figures |= {"speed_over": other, "speed_ratio": spread(ratios(speeds[name], speeds[other])), "bound": bound}
+            figures |= {"speed_over": other, "speed_ratio": spread(ratios(speeds[name], speeds[other]))}
+            figures |= {"bound": bound} if bound else {}
         report.line(name, **figures)
     report.close()
 
@@ -158,6 +186,30 @@ def _raw_seconds(tokenizer: Path, sample: Path) -> float:
         command, env=os.environ | ONE_THREAD, preexec_fn=_one_core, capture_output=True, text=True, check=True
     )
     return float(done.stdout)
+
+
+def _encoder_seconds(tokenizer: Path, sample: Path, count: int) -> float:
+    """Until the last of `count` encoders, each on a core of its own, has done what it began at the same time."""
+    cores = sorted(os.sched_getaffinity(0), reverse=True)[:count]
+    encoders = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENCODER, str(tokenizer), str(sample), END, str(core)],
+            env=os.environ | ONE_THREAD,
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for core in cores
+    ]
+    for encoder in encoders:
+        assert encoder.stdout is not None
+        encoder.stdout.readline()  # it is ready
+    for encoder in encoders:
+        assert encoder.stdin is not None
+        encoder.stdin.write("\n")
+        encoder.stdin.flush()
+    return max(float(encoder.communicate()[0]) for encoder in encoders)
 
 
 def _stage_seconds(recipe: Path, runs: Path, workers: int) -> float:

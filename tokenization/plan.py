@@ -43,6 +43,17 @@ class Part:
         return f"part {self.number + 1} ({files[0]}{more})"
 
 
+@dataclass(frozen=True)
+class Share:
+    """The parts of one of several processes: number of of, counted from 1."""
+
+    number: int
+    of: int
+
+    def taken_from(self, parts: Sequence[Part]) -> Sequence[Part]:
+        return parts[self.number - 1 :: self.of]
+
+
 def size_of_parts(section: TokenizeSection, readers: Sequence[SourceReader]) -> int:
     """Bytes of text in a part, roughly."""
     if section.part_bytes != "auto":

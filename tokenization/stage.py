@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,16 +25,9 @@ from tokenization.finished_shards import settings_of, use_finished_shards, use_s
 from tokenization.join import join_begun, join_inputs, join_parts, join_rejected
 from tokenization.part import EncodingDiffers
 from tokenization.part_folder import REJECTED_NAME, PartResult, PartsFolder
+from tokenization.plan import Share
 from tokenization.splits import TRAIN_KEY
 from tokenization.work import FinishedMeanwhileError, Work, remove_leftovers
-
-
-@dataclass(frozen=True)
-class Share:
-    """The parts of one of several processes: number of of, counted from 1."""
-
-    number: int
-    of: int
 
 
 def tokenize(recipe: Recipe, folder: RunFolder, command: str, workers: int = 1) -> Manifest:
@@ -51,11 +43,11 @@ def tokenize(recipe: Recipe, folder: RunFolder, command: str, workers: int = 1) 
 
     def all_of_it(work: Work) -> None:
         if recipe.tokenize.clean.remove_duplicates:
-            work.scan(work.parts, workers)
-        work.make(work.parts, workers)
+            work.scan(work.parts)
+        work.make(work.parts)
         _join(work, command)
 
-    return _worked(recipe, folder, all_of_it) or read_manifest(folder.shards)
+    return _worked(recipe, folder, all_of_it, workers) or read_manifest(folder.shards)
 
 
 def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int, scan: bool) -> None:
@@ -67,14 +59,14 @@ def tokenize_share(recipe: Recipe, folder: RunFolder, share: Share, workers: int
         raise UserError("--scan: tokenize.clean.remove_duplicates is off, there is nothing to scan for")
 
     def own_parts(work: Work) -> None:
-        own = work.parts[share.number - 1 :: share.of]
+        own = share.taken_from(work.parts)
         if scan:
-            work.scan(own, workers)
+            work.scan(own)
         else:
-            work.make(own, workers)
+            work.make(own)
         console.print(f"{share.number}/{share.of}: {len(own)} of {len(work.parts)} parts are done", markup=False)
 
-    _worked(recipe, folder, own_parts, only_parts=True)
+    _worked(recipe, folder, own_parts, workers, share)
 
 
 def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
@@ -83,12 +75,12 @@ def finish(recipe: Recipe, folder: RunFolder, command: str) -> Manifest:
 
 
 def _worked(
-    recipe: Recipe, folder: RunFolder, act: Callable[[Work], None], only_parts: bool = False
+    recipe: Recipe, folder: RunFolder, act: Callable[[Work], None], workers: int = 1, share: Share | None = None
 ) -> Manifest | None:
     """Let `act` work on the run's shards, unless they are finished: then their manifest."""
     while (found := _finished(recipe, folder)) is None:
         try:
-            with Work.open(recipe, folder.shards, only_parts) as work:
+            with Work.open(recipe, folder.shards, workers, share) as work:
                 act(work)
             return None
         except FinishedMeanwhileError:
@@ -117,7 +109,7 @@ def _finished(recipe: Recipe, folder: RunFolder) -> Manifest | None:
 
 def _join(work: Work, command: str) -> None:
     """All parts become the data set."""
-    shards, section, entry = work.setting.shards, work.recipe.tokenize, work.tokenizer.entry
+    shards, section, entry = work.setting.shards, work.recipe.tokenize, work.setting.tokenizer.entry
     with work.folder.lock("join", f"the manifest of {shards}"):
         if (shards / MANIFEST_NAME).exists():
             return

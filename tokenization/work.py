@@ -34,14 +34,15 @@ from tokenization.encoding.tokenizer import (
     train_tokenizer,
 )
 from tokenization.finished_shards import TOKENIZER_FOLDER, settings_of
+from tokenization.job import Job, Setting
 from tokenization.join import join_begun
 from tokenization.part_folder import AS_LONG_AS_IT_TAKES, JOINED, SECONDS_FOR_A_DYING_PROCESS, PartsFolder, locked
-from tokenization.plan import Part, keys_with_duplicates, make_parts, order_for_duplicates, size_of_parts
+from tokenization.plan import Part, Share, keys_with_duplicates, make_parts, order_for_duplicates, size_of_parts
 from tokenization.progress import TokenizeProgress
 from tokenization.sources.find_files import file_identity, find_files
 from tokenization.sources.json_lines import SUFFIXES
 from tokenization.sources.open_sources import open_sources
-from tokenization.workers import Job, Setting, do_jobs
+from tokenization.workers import Workers
 
 STAMP = "tokenizer.sha256"
 """Names the inputs and settings that shards/tokenizer was made for."""
@@ -62,15 +63,16 @@ class Work:
     """Of `parts`: what each is made from."""
     scan_keys: list[str]
     """The same for the search for duplicates, which needs no other part."""
-    tokenizer: DocumentTokenizer
+    workers: Workers
 
     @staticmethod
     @contextmanager
-    def open(recipe: Recipe, shards: Path, only_parts: bool = False) -> Iterator[Work]:
+    def open(recipe: Recipe, shards: Path, workers: int = 1, share: Share | None = None) -> Iterator[Work]:
         """Find the inputs, cut them, and make the tokenizer, which one process does for all.
 
-        only_parts: what another process joins is not thrown away where inputs or settings differ, but refused.
-        Raises `FinishedMeanwhileError` where there is nothing left to do.
+        workers: how many processes make parts. share: those that this process will make, where others make the rest;
+        then what another process joins is not thrown away where inputs or settings differ, but refused. Raises
+        `FinishedMeanwhileError` where there is nothing left to do.
         """
         section = recipe.tokenize
         wanted = section.tokenizer
@@ -88,7 +90,11 @@ class Work:
         inputs = sha256_json([settings, [part.key("") for part in parts]])
         folder = PartsFolder(shards)
         others = f"the work on {shards} by another process with other inputs or settings"
-        with folder.lock("run", others, shared=True, seconds=AS_LONG_AS_IT_TAKES) as run:
+        with (
+            folder.lock("run", others, shared=True, seconds=AS_LONG_AS_IT_TAKES) as run,
+            Workers(workers) as started,
+        ):
+            started.start(len(parts if share is None else share.taken_from(parts)))
             with folder.lock("tokenizer", f"the tokenizer of {shards}", seconds=AS_LONG_AS_IT_TAKES):
                 if (shards / MANIFEST_NAME).exists():
                     raise FinishedMeanwhileError
@@ -115,7 +121,7 @@ class Work:
                     keys = keys_with_duplicates(parts, keys)
                 begun = join_begun(shards)
                 if begun is not None and begun != keys:
-                    if only_parts:
+                    if share is not None:
                         raise UserError(
                             f"{folder.path} is being joined, with other inputs or settings: "
                             "run `adaponder tokenize` without --part to start anew"
@@ -127,24 +133,21 @@ class Work:
             setting = Setting(
                 recipe=recipe,
                 shards=shards,
-                tokenizer_folder=shards / TOKENIZER_FOLDER,
-                tokenizer_name=name,
-                tokenizer_sha256=tokenizer.entry.sha256,
-                slow_because=slow,
+                tokenizer=tokenizer,
                 order=tuple(order_for_duplicates(parts)) if duplicates else (),
             )
-            yield Work(recipe, setting, parts, keys, scan_keys, tokenizer)
+            yield Work(recipe, setting, parts, keys, scan_keys, started)
 
     @property
     def folder(self) -> PartsFolder:
         return PartsFolder(self.setting.shards)
 
-    def scan(self, parts: Sequence[Part], workers: int) -> None:
+    def scan(self, parts: Sequence[Part]) -> None:
         """Hash the documents of `parts` for the search for duplicates."""
         left = [part for part in parts if not self.folder.scanned(part.number, self.scan_keys[part.number])]
-        self._do("looking for duplicates", [Job(part, self.scan_keys[part.number], True) for part in left], workers, 1)
+        self._do("looking for duplicates", [Job(part, self.scan_keys[part.number], True) for part in left], 1)
 
-    def make(self, parts: Sequence[Part], workers: int) -> None:
+    def make(self, parts: Sequence[Part]) -> None:
         """Make those of `parts` that are not finished."""
         left = [part for part in parts if self.folder.result(part.number, self.keys[part.number]) is None]
         if len(left) < len(parts):
@@ -153,15 +156,14 @@ class Work:
         if left and places:
             self._check_scans()
         jobs = [Job(part, self.keys[part.number], False, places.get(part.number, 0)) for part in left]
-        self._do("tokenize", jobs, workers, None)
+        self._do("tokenize", jobs, None)
 
-    def _do(self, what: str, jobs: list[Job], workers: int, passes: int | None) -> None:
+    def _do(self, what: str, jobs: list[Job], passes: int | None) -> None:
         if not jobs or self.folder.over:
             return
-        workers = min(workers, len(jobs))
         total = sum(job.part.size * (passes or self._passes(job.part)) for job in jobs)
-        with TokenizeProgress(what, total, workers) as progress:
-            do_jobs(self.setting, jobs, workers, progress.worker, progress.begins)
+        with TokenizeProgress(what, total, self.workers.shared_among(len(jobs))) as progress:
+            self.workers.do(self.setting, jobs, progress.worker, progress.begins)
 
     def _passes(self, part: Part) -> int:
         """How often a part is read."""

@@ -259,7 +259,7 @@ def test_other_settings_are_kept_out_while_work_is_being_done(make_run: MakeRun,
     with Work.open(recipe, folder.shards), Work.open(recipe, folder.shards) as second:
         with pytest.raises(WorldError, match="with other inputs or settings is not over: wait for it"):
             tokenize(other, same_folder, "test")
-        second.make(second.parts, 1)
+        second.make(second.parts)
     assert tokenize(other, same_folder, "test").seq_len == 32
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ COMPOSE = normalizers.NFC()
 
 
 class FastEncoder:
-    """Encodes strings of any length; made by `fast_encoder`."""
+    """Encodes strings of any length; made by `fast_encoder`.
+
+    Pickled, it is what it was made of: another process need not show again that the ids are the library's. Words met
+    so far stay behind.
+    """
 
     def __init__(
         self,
@@ -43,23 +48,37 @@ class FastEncoder:
         runs: Mapping[str, int],
         other_added: Sequence[str],
         composes: bool,
+        word_pattern: WordPattern | None = None,
     ) -> None:
         """`ranks` has the bytes and merged tokens in order of their merges, `ids` [ranks] their ids.
 
         `runs` are the added tokens that are runs of 2 and more spaces, with their ids; `other_added` the others.
         `composes` says whether text is brought into normalisation form C. The dtype of `ids` becomes that of all.
+        `word_pattern` is the one for `runs`, where it has been made already.
         """
         self.dtype = ids.dtype
-        self._word_pattern = WordPattern(max(map(len, runs), default=0))
+        self._word_pattern = word_pattern or WordPattern(max(map(len, runs), default=0))
+        self._again = partial(
+            FastEncoder,
+            ranks=ranks,
+            ids=ids,
+            runs=runs,
+            other_added=other_added,
+            composes=composes,
+            word_pattern=self._word_pattern,
+        )
         self._composes = composes
         self._other_added = re.compile("|".join(map(re.escape, other_added))) if other_added else None
-        # One match for any word: the words are cut already.
+        # The words are cut already: the pattern is never used.
         merges = Encoding("words", pat_str="(?s:.+)", mergeable_ranks=dict(ranks), special_tokens={})
         self._ids_of_word = _IdsOfWords(
             {run: ids.dtype.type(number).tobytes() for run, number in runs.items()},
-            merges.encode_ordinary,
+            merges._encode_single_piece,
             [number.tobytes() for number in ids],
         ).__getitem__
+
+    def __reduce__(self) -> tuple[Callable[[], FastEncoder], tuple[()]]:
+        return self._again, ()
 
     def encode(self, text: str) -> bytes | None:
         """The ids of `text`, one after the other as `dtype`; None where the library has to encode it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,15 @@ class JsonLinesReader:
         self._paths: dict[str, tuple[Path, int]] = {}
         for files in (self.train_files, self.validation_files):
             self._paths.update({printable(str(path)): (path, number) for number, path in enumerate(files)})
-        self._sizes = {path: plain_size(path) for path in [*self.train_files, *self.validation_files]}
-        self.text_bytes = sum(self._sizes.values())
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    @cached_property
+    def _sizes(self) -> dict[Path, int]:
+        """Of the plain text; asked by who cuts the work, not by who does it: files are unpacked for it."""
+        return {path: plain_size(path) for path in [*self.train_files, *self.validation_files]}
 
     def slices(self, part_bytes: int) -> list[Slice]:
         cut: list[Slice] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tokenization.encoding.tokenizer
 from pipeline.errors import UserError
@@ -239,3 +240,39 @@ def test_what_is_no_tokenizer_is_the_users_mistake(tmp_path: Path, content: str 
 def test_an_end_of_document_outside_the_vocabulary_is_refused(small_tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"tokenize\.end_of_document: '</s>' is not in the vocabulary"):
         load_tokenizer(str(small_tokenizer), "</s>")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_another_process_is_handed_what_took_time_to_prepare(
+    of_saved: DocumentTokenizer, of_library: DocumentTokenizer, fast: bool
+) -> None:
+    tokenizer = of_saved if fast else of_library
+    texts = [*generated_texts(20, seed=9), f"a{END}  b<|padding|>", "\u0301naïve   東京 🙂", ""]
+    handed: DocumentTokenizer = pickle.loads(pickle.dumps(tokenizer))
+    assert handed.fast == fast
+    assert handed.entry == tokenizer.entry
+    assert [ids.tolist() for ids in handed.encode_batch(texts)] == [
+        ids.tolist() for ids in tokenizer.encode_batch(texts)
+    ]
+    assert handed.check(texts) is None
+    assert handed.text_bytes_of(handed.encode(texts[0])) == len(texts[0].encode())
+
+
+@pytest.mark.parametrize("end", [END, "a", "<eod>"])
+def test_what_is_saved_is_what_transformers_would_save(tmp_path: Path, end: str) -> None:
+    tokenizer, roles = train_tokenizer(generated_texts(50), 350, END)
+    tokenizer.add_tokens([AddedToken("<eod>", special=False)])
+    roles |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    before = tokenizer.to_str()
+    save_tokenizer(tokenizer, roles, tmp_path / "ours")
+    assert tokenizer.to_str() == before
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (tmp_path / name / "tokenizer.json" for name in ("ours", "theirs"))
+    assert ours.read_text() == theirs.read_text()
+    one, other = (AutoTokenizer.from_pretrained(tmp_path / name, local_files_only=True) for name in ("ours", "theirs"))
+    assert type(one) is type(other)
+    assert one.special_tokens_map == other.special_tokens_map == roles
+    assert one.get_vocab() == other.get_vocab()
+    text = f"a b , c<eod>{END} ' s"
+    assert one(text) == other(text)
+    assert one.decode(one(text).input_ids) == other.decode(one(text).input_ids) == text
