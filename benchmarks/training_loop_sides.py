@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +38,9 @@ class TimedBatches(TrainingBatches):
     """Counts the time that the training waits for its rows."""
 
     waited_seconds = 0.0
+
+    def __enter__(self) -> TimedBatches:
+        return self
 
     def step(self, step: int) -> Step:
         began = time.perf_counter()
