@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.training.fewer_copies import cpu_communication
-
 pytestmark = pytest.mark.slow
 
 
@@ -52,8 +50,3 @@ def test_the_norm_is_that_of_fp64(found):
     norm = found["norm"]
     assert norm["ours"] == pytest.approx(norm["exact"], rel=1e-6)
     assert norm["not_finite"] == -1.0
-
-
-def test_contiguous_gradients_stay_where_a_stage_needs_them():
-    assert cpu_communication(1) == {"contiguous_gradients": False}
-    assert cpu_communication(0) == cpu_communication(2) == cpu_communication(3) == {}
