@@ -9,6 +9,7 @@ With several ranks, one thread each, it is ZeRO 1 over torch's DistributedDataPa
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import subprocess
@@ -21,8 +22,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.loader import make_shards
 from benchmarks.measurement import Report, arguments, interleaved, parsed, ratios, spread
 from benchmarks.shapes import config_of
+from benchmarks.training_loop_sides import PlainTraining, ProjectTraining, rows_in_memory
+from pipeline.console import console
+from pipeline.recipe import Recipe
+from pipeline.recipe_reader import read_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.training.checks import check_training
+from pipeline.training.rank import init_distributed
+from pipeline.training.stopping import StopSignals
 
 FOLDER_VARIABLE = "TRAINING_LOOP_FOLDER"
 """Where the ranks find the shards and leave what a training writes."""
@@ -32,6 +42,7 @@ ROWS_PER_CHUNK, CHUNKS = 64, 8
 
 def main() -> None:
     parser = arguments("Time of a step of this project over that of a plain PyTorch loop.")
+    parser.set_defaults(device="cpu")
     parser.add_argument("--ranks", type=int, default=1, help="processes; with several, ZeRO 1 over torch's DDP")
     parser.add_argument("--rows", type=int, default=1, help="rows of a micro-batch")
     parser.add_argument("--tokens", type=int, default=256, help="tokens a row")
@@ -47,8 +58,6 @@ def main() -> None:
     if "RANK" in os.environ:
         _rank(chosen, Path(os.environ[FOLDER_VARIABLE]))
         return
-    from benchmarks.loader import make_shards
-
     with tempfile.TemporaryDirectory(prefix="training-loop-") as name:
         folder = Path(name)
         make_shards(folder / "shards", folder / "flat", CHUNKS, ROWS_PER_CHUNK, chosen.tokens, 1 << 30)
@@ -69,12 +78,6 @@ def main() -> None:
 
 def _rank(chosen: argparse.Namespace, folder: Path) -> None:
     """One rank's part of the benchmark; rank 0 reports."""
-    import logging
-
-    from pipeline.console import console
-    from pipeline.training.rank import init_distributed
-    from pipeline.training.stopping import StopSignals
-
     logging.disable(logging.WARNING)
     console.stderr = True
     signals = StopSignals()
@@ -89,12 +92,8 @@ def _rank(chosen: argparse.Namespace, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _measure(report: Report | None, chosen: Any, folder: Path, accumulation: int, signals: Any) -> None:
+def _measure(report: Report | None, chosen: Any, folder: Path, accumulation: int, signals: StopSignals) -> None:
     """A line for each of the two sides; collective."""
-    from benchmarks.training_loop_sides import PlainTraining, ProjectTraining, rows_in_memory
-    from pipeline.run_folder import RunFolder
-    from pipeline.training.checks import check_training
-
     recipe = _recipe(chosen, folder, accumulation)
     run = RunFolder(folder / "runs", recipe)
     plan = check_training(recipe, run, chosen.ranks, "never")
@@ -157,9 +156,8 @@ def _sent(step: Callable[[], None]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _recipe(chosen: Any, folder: Path, accumulation: int) -> Any:
-    from pipeline.recipe_reader import read_recipe
-
+def _recipe(chosen: Any, folder: Path, accumulation: int) -> Recipe:
+    """The shipped recipe at the chosen shape and sizes, in fp32."""
     config = config_of(chosen.shape)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     backbone = ", ".join(f"{name}: {getattr(config, name)}" for name in names)
