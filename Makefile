@@ -30,7 +30,7 @@ install: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pipeline.recipe_doc > docs/recipe.md
 
-# Half an hour on a machine with nothing else to do; then README.md's table is that machine's. Learned halting is measured
+# Three quarters of an hour on a machine with nothing else to do; then README.md's table is that machine's. Learned halting is measured
 # too where there is a released folder: the quickstart's, or make bench MODEL=... TEXT=...
 MODEL ?= $(patsubst %/config.json,%,$(wildcard runs/quickstart/release/config.json))
 LEARNED = --model $(MODEL) $(if $(TEXT),--text $(TEXT),)
@@ -41,6 +41,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.training_step --rounds 5 --output benchmarks/results/training_step.json
 	$(BIN)/python -m benchmarks.training_memory --rounds 5 --output benchmarks/results/training_memory.json
 	$(BIN)/python -m benchmarks.checkpoint_saving --rounds 5 --output benchmarks/results/checkpoint_saving.json
+	$(BIN)/python -m benchmarks.training_loop --rounds 5 --output benchmarks/results/training_loop.json
+	$(BIN)/python -m benchmarks.training_loop --rounds 5 --ranks 2 --tokens 128 --output benchmarks/results/training_loop-2-ranks.json
 	$(BIN)/python -m benchmarks.tokenization --rounds 5 --output benchmarks/results/tokenization.json
 	$(BIN)/python -m benchmarks.loader --output benchmarks/results/loader.json
 ifneq ($(MODEL),)

@@ -24,6 +24,9 @@ RATIOS = {
     "time_lost_over_waiting": "time lost over that of waiting for the save",
     "memory_over_single_pass": "memory over a single pass",
     "memory_over_single_pass_in_chunks": "memory over a single pass in chunks",
+    "time_over_plain_loop": "time over a plain PyTorch loop",
+    "time_over_distributed_data_parallel": "time over torch DistributedDataParallel",
+    "data_wait_share": "share of the time that waits for data",
 }
 BOUNDS = {
     "time_over_full_depth": "bound",
@@ -34,6 +37,9 @@ BOUNDS = {
     "memory_over_all_logits_at_once": "bound_over_all_logits_at_once",
     "memory_over_single_pass": "bound_over_single_pass",
     "memory_over_single_pass_in_chunks": "bound_over_single_pass",
+    "time_over_plain_loop": "bound",
+    "time_over_distributed_data_parallel": "bound",
+    "data_wait_share": "data_wait_bound",
 }
 WORK = {
     "time_over_full_depth": ("multiply_accumulates_over_full_depth", "passes_run_over_full_depth"),

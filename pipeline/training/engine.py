@@ -13,8 +13,9 @@ from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
 from pipeline.recipe import Recipe
 from pipeline.recipe_train import OptimizerSection, Phase
+from pipeline.training.fewer_copies import spare_copies
 from pipeline.training.phases import LearningRates
-from pipeline.training.strategy import engine_config, offload_device, read_strategy, uses_cpu_adam
+from pipeline.training.strategy import engine_config, read_strategy, uses_cpu_adam
 from pipeline.training.trained_parameters import is_trained
 
 
@@ -81,6 +82,8 @@ def build_engine(
     engine = cast(Engine, initialized)
     assert type(engine.optimizer).__name__ != "BF16_Optimizer", "its checkpoints could not be read back"
     _keep_grad_norm(initialized)
+    if engine.device.type == "cpu":
+        spare_copies(engine.optimizer)
     if in_bf16:
         # DeepSpeed casts the network first and makes the fp32 master weights from what is left: here they get back
         # what was rounded away. Buffers are cast too, and RoPE's frequencies in 8 bits turn far positions by whole
@@ -131,8 +134,7 @@ def _adamw(groups: list[dict[str, Any]], settings: OptimizerSection, strategy: d
     """AdamW where the strategy keeps its states; DeepSpeed's own on the CPU is compiled there at its first use."""
     numbers = {"lr": settings.peak_lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
     if not uses_cpu_adam(strategy):
-        on_gpu = torch.cuda.is_available() and offload_device(strategy) == "none"
-        return torch.optim.AdamW(groups, **numbers, fused=on_gpu)
+        return torch.optim.AdamW(groups, **numbers, fused=True)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(groups, **numbers, adamw_mode=True)

@@ -14,10 +14,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import ds_configs
 from pipeline.data.order import accumulation_steps
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
+from pipeline.training.fewer_copies import cpu_communication
 
 FROM_RECIPE = (
     "train_batch_size",
@@ -132,6 +135,9 @@ def engine_config(recipe: Recipe, world_size: int, *, universal: bool = False) -
     for part in _OFFLOADS:
         if offload_device(strategy, part) == "nvme":
             strategy["zero_optimization"][part]["nvme_path"] = train.nvme_path
+    if not torch.cuda.is_available():
+        stage = strategy["zero_optimization"]["stage"]
+        strategy["zero_optimization"] = cpu_communication(stage) | strategy["zero_optimization"]
     return {
         **strategy,
         "train_batch_size": train.global_batch,

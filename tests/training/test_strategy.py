@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import ds_configs
 from pipeline.errors import UserError
@@ -45,6 +46,19 @@ def test_bf16_sums_of_an_fp32_training_are_refused():
         recipe_with("train.grad_accum_dtype=bf16")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU only")
+def test_on_a_cpu_zero_1_leaves_gradients_where_they_are_unless_the_strategy_says_otherwise(tmp_path):
+    contiguous = {}
+    for name in ("zero0", "zero1", "zero2", "zero3"):
+        config = engine_config(recipe_with(f"train.strategy={name}"), 2)
+        contiguous[name] = config["zero_optimization"].get("contiguous_gradients")
+    assert contiguous == {"zero0": None, "zero1": False, "zero2": None, "zero3": None}
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"zero_optimization": {"stage": 1, "contiguous_gradients": True}}))
+    config = engine_config(recipe_with(f"train.strategy={own}"), 2)
+    assert config["zero_optimization"] == {"stage": 1, "contiguous_gradients": True}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_strategies_are_what_their_names_say(name):
     strategy = read_strategy(name)
@@ -52,8 +66,9 @@ def test_shipped_strategies_are_what_their_names_say(name):
     assert zero_stage(strategy) == int(name.removeprefix("zero")[0])
     assert offload_device(strategy) == {"offload": "cpu", "nvme": "nvme"}.get(name.partition("-")[2], "none")
     assert uses_cpu_adam(strategy) == ("-" in name)
-    # Reduction beside the backward pass wherever there is any to overlap.
+    # Reduction beside the backward pass wherever there is any to overlap, in buckets that Pythia-70M fills.
     assert strategy["zero_optimization"].get("overlap_comm", False) == (zero_stage(strategy) > 0)
+    assert strategy["zero_optimization"].get("reduce_bucket_size", 0) == (5e7 if zero_stage(strategy) else 0)
 
 
 @pytest.mark.parametrize(
