@@ -32,9 +32,8 @@ def spare_copies(optimizer: Any) -> None:
     if dist.get_world_size() > 1:
         return
     if not optimizer.contiguous_gradients:
-        optimizer.buffered_reduce_fallback = lambda *_, **__: (
-            None
-        )  # of one rank's gradients the mean is they themselves
+        # Of one rank's gradients the mean is they themselves.
+        optimizer.buffered_reduce_fallback = lambda *_, **__: None
     if optimizer.dtype == torch.float32:
         _share_weights(optimizer)
 
