@@ -19,101 +19,123 @@ import torch
 from transformers import Cache
 
 GROWTH = 32
-"""A segment that is full grows by a 32nd of its length, and by 8 entries at least: that much is spare, and an entry is
+"""A part that is full grows by a 32nd of its length, and by 6 entries at least: that much is spare, and an entry is
 copied about 32 times in a long text."""
+LEAST_GROWTH = 6
 
 
 class Segment:
-    """Entries of some tokens of each row, over all layers, in parts. L layers, B rows, H heads, D head size."""
+    """Entries of some tokens of each row, over all layers, in parts. L layers, B rows, H heads, D head size.
+
+    A row's parts lie one after the other, wherever those of another row begin: rows that differ in their parts but not
+    in their sum take no room for it.
+    """
 
     def __init__(self, num_parts: int) -> None:
         self.store: torch.Tensor | None = None
-        """[L, 2, B, H, capacity of all parts, D]: keys and values, a part behind the other."""
-        self.counts: torch.Tensor | None = None
-        """int64 [parts, B]: how many entries of each row are in use."""
+        """[L, 2, B, H, capacity, D]: keys and values."""
+        self.counts: list[list[int]] = [[] for _ in range(num_parts)]
+        """Of each part and row, how many entries are in use; no rows before the first entries."""
+        self.starts: list[list[int]] = [[] for _ in range(num_parts)]
+        """Where they begin."""
+        self.limits: list[list[int]] = [[] for _ in range(num_parts)]
+        """Where their room ends."""
         self.lengths = [0] * num_parts
-        """Of each part the largest count."""
+        """Of the parts up to each, the largest row's end, gaps included."""
         self.shortest = [0] * num_parts
-        """The smallest."""
-        self.starts = [0] * (num_parts + 1)
-        """Where each part begins, and where the last one's room ends."""
+        """Of the parts up to each, the smallest row's entries."""
 
-    def grow(self, added: torch.Tensor, like: torch.Tensor) -> None:
-        """Make room for so many more entries, int64 [parts, B], of the sizes of like [L, 2, any, H, D]."""
-        before = 0 if self.counts is None else self.counts
-        self._set_counts(before + added)
+    def grow(self, added: list[list[int]], like: torch.Tensor) -> None:
+        """Make room for so many more entries of each part and row, of the sizes of like [L, 2, any, H, D]."""
+        if not self.counts[0]:
+            self.counts, self.starts, self.limits = ([[0] * len(rows) for rows in added] for _ in range(3))
+        before = self.counts
+        self.counts = [_sums(*rows) for rows in zip(before, added, strict=True)]
         # A store of inference mode cannot be written to outside of it, as where generate() goes on with it.
         frozen = self.store is not None and self.store.is_inference() and not torch.is_inference_mode_enabled()
-        capacities = [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
-        if frozen or any(length > capacity for length, capacity in zip(self.lengths, capacities, strict=True)):
-            self._enlarge(capacities, like, added.shape[1])
+        parts = zip(self.starts, self.counts, self.limits, strict=True)
+        full = any(s + c > end for rows in parts for s, c, end in zip(*rows, strict=True))
+        if frozen or full:
+            self._enlarge(before, like)
+        self._measure()
 
-    def _enlarge(self, capacities: list[int], like: torch.Tensor, num_rows: int) -> None:
-        starts = [0]
-        for length, capacity in zip(self.lengths, capacities, strict=True):
-            spare = max(8, length // GROWTH) if self.store is not None and length else 0
-            starts.append(starts[-1] + max(capacity, length + spare))
+    def _enlarge(self, before: list[list[int]], like: torch.Tensor) -> None:
+        """Lay all parts out anew, with spare room; `before` of their entries exist."""
+        starts, limits = [], []
+        end = [0] * len(before[0])
+        for counts in self.counts:
+            longest = max(counts)
+            spare = max(LEAST_GROWTH, longest // GROWTH) if self.store is not None and longest else 0
+            starts.append(end)
+            end = [place + count + spare for place, count in zip(end, counts, strict=True)]
+            limits.append(end)
+        limits[-1] = [max(end)] * len(end)
         layers, both, _, heads, size = like.shape
-        grown = like.new_empty(layers, both, num_rows, heads, starts[-1], size)
-        for part, capacity in enumerate(capacities):
-            new, end, old = starts[part], starts[part + 1], self.starts[part]
-            if capacity:
-                assert self.store is not None
-                grown[..., new : new + capacity, :] = self.store[..., old : old + capacity, :]
-            # What a shorter row does not use is masked, but it must be numbers.
-            grown[..., new + max(capacity, self.shortest[part]) : end, :] = 0
-        self.store, self.starts = grown, starts
+        grown = like.new_empty(layers, both, len(end), heads, max(end), size)
+        for part, kept in enumerate(before):
+            for row, count in enumerate(kept):
+                new, old = starts[part][row], self.starts[part][row]
+                if count:
+                    assert self.store is not None
+                    grown[:, :, row, :, new : new + count] = self.store[:, :, row, :, old : old + count]
+                # What a row does not use is masked, but it must be numbers.
+                grown[:, :, row, :, new + self.counts[part][row] : limits[part][row]] = 0
+        self.store, self.starts, self.limits = grown, starts, limits
 
     def write(self, part: int, entries: torch.Tensor, rows: torch.Tensor, added: torch.Tensor) -> None:
         """Entries [L, 2, m, H, D] to the rows rows[i] (int64 [m], ascending), the last ones that `grow` made room for.
 
         added: int64 [B], how many each row is given.
         """
-        assert self.store is not None and self.counts is not None
-        num_rows = len(added)
-        if num_rows == 1:
-            end = self.starts[part] + self.lengths[part]
-            self.store[:, :, 0, :, end - len(rows) : end] = entries.transpose(2, 3)
+        assert self.store is not None
+        ends = _sums(self.starts[part], self.counts[part])
+        if len(ends) == 1:
+            self.store[:, :, 0, :, ends[0] - len(rows) : ends[0]] = entries.transpose(2, 3)
             return
         # The i-th of all entries is the (i - those of earlier rows)-th of its row.
-        first = self.starts[part] + self.counts[part] - added.cumsum(0)
+        first = torch.tensor(ends, device=rows.device) - added.cumsum(0)
         places = first[rows] + torch.arange(len(rows), device=rows.device)
         self.store[:, :, rows, :, places] = entries.permute(2, 0, 1, 3, 4)
 
-    def _set_counts(self, counts: torch.Tensor) -> None:
-        self.counts = counts
-        numbers = counts.tolist()
-        self.lengths = [max(row_counts, default=0) for row_counts in numbers]
-        self.shortest = [min(row_counts, default=0) for row_counts in numbers]
+    def _measure(self) -> None:
+        length, totals = 0, [0] * len(self.counts[0])
+        for part, (starts, counts) in enumerate(zip(self.starts, self.counts, strict=True)):
+            length = max([length, *(s + c for s, c in zip(starts, counts, strict=True) if c)])
+            totals = _sums(totals, counts)
+            self.lengths[part], self.shortest[part] = length, min(totals, default=0)
 
-    def keep(self, counts: torch.Tensor) -> None:
-        """Keep only the first counts[p, b] entries of each part and row."""
-        if self.counts is not None:
-            self._set_counts(counts)
+    def keep(self, counts: list[list[int]]) -> None:
+        """Keep only the first counts[p][b] entries of each part and row."""
+        if self.counts[0]:
+            self.counts = counts
+            self._measure()
 
     def select(self, rows: torch.Tensor) -> None:
         """Row i becomes what row rows[i] is now; int64, of any length."""
-        if self.counts is not None:
-            self._set_counts(self.counts.index_select(1, rows))
+        if self.counts[0]:
+            chosen = rows.tolist()
+            self.counts, self.starts, self.limits = (
+                [[of_rows[row] for row in chosen] for of_rows in parts]
+                for parts in (self.counts, self.starts, self.limits)
+            )
+            self._measure()
         if self.store is not None:
             self.store = self.store.index_select(2, rows)
+
+
+def _sums(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 class Span:
     """The first parts of a segment: what one pass reads of it."""
 
     def __init__(self, segment: Segment, num_parts: int) -> None:
-        self._segment = segment
-        self._parts = [part for part in range(num_parts) if segment.lengths[part]]
-        self.length = 0
-        """Entries of a row from the first to the last that is any row's, gaps between the parts included."""
-        if self._parts:
-            self.length = segment.starts[self._parts[-1]] + segment.lengths[self._parts[-1]]
-
-    @property
-    def ragged(self) -> bool:
-        """Whether some of the entries are not a token's."""
-        return sum(self._segment.shortest[part] for part in self._parts) != self.length
+        self._segment, self._num_parts = segment, num_parts
+        self.length = segment.lengths[num_parts - 1]
+        """Entries of a row from the first to the last that is any row's, gaps included."""
+        self.ragged = segment.shortest[num_parts - 1] != self.length
+        """Whether some of them are not a token's."""
 
     def key_value(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each [B, H, length, D]; those not in use are zeros or of dropped tokens."""
@@ -123,14 +145,12 @@ class Span:
 
     def in_use(self) -> torch.Tensor:
         """bool [B, length]: which entries are a token's."""
-        counts, starts = self._segment.counts, self._segment.starts
-        assert counts is not None
-        order = torch.arange(self.length, device=counts.device)
-        used = torch.zeros(counts.shape[1], self.length, dtype=torch.bool, device=counts.device)
-        for part in self._parts:
-            inside = slice(starts[part], starts[part + 1])
-            used[:, inside] = order[inside] < counts[part, :, None] + starts[part]
-        return used
+        assert self._segment.store is not None
+        device = self._segment.store.device
+        starts = torch.tensor(self._segment.starts[: self._num_parts], device=device).unsqueeze(-1)
+        counts = torch.tensor(self._segment.counts[: self._num_parts], device=device).unsqueeze(-1)
+        order = torch.arange(self.length, device=device)
+        return ((order >= starts) & (order < starts + counts)).any(0)
 
 
 class AdaPonderCache(Cache):
@@ -159,16 +179,17 @@ class AdaPonderCache(Cache):
         flat = depths.flatten()
         places = torch.arange(num_rows * n, device=depths.device)
         halting, going = self._settling(depths)
+        halting_counts, going_counts = halting.tolist(), going.tolist()
         for i in range(len(passes)):
             index, entries = passes[i]
             passes[i] = (None, entries[:, :, :0])  # given back when it is stored: two copies of all passes are too many
             if i == 0:
-                self.settled.grow(halting, entries)
+                self.settled.grow(halting_counts, entries)
             rows = (places if index is None else index) // n
             halted = (flat if index is None else flat[index]) == i + 1
             count = int(halted.sum())
             if i < len(self.moving):
-                self.moving[i].grow(going[i : i + 1], entries)
+                self.moving[i].grow(going_counts[i : i + 1], entries)
             for segment, part, added, members, some in (
                 (self.settled, i, halting[i], halted, count),
                 (self.moving[i] if i < len(self.moving) else None, 0, going[i], ~halted, len(halted) - count),
@@ -217,7 +238,7 @@ class AdaPonderCache(Cache):
         if tokens_to_remove == 0 or self.depths is None:
             return
         self.depths = self.depths[:, :tokens_to_remove]
-        halted, went_on = self._settling(self.depths)
+        halted, went_on = (counts.tolist() for counts in self._settling(self.depths))
         self.settled.keep(halted)
         for i, segment in enumerate(self.moving):
             segment.keep(went_on[i : i + 1])
