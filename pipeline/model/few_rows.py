@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 FEW = 8
 BLOCK = 384
 """Rows of the matrix in one of the small products that a large one is cut into."""
+RUN_AS = {7: 8}
+"""Seven rows take up to a quarter longer than eight (docs/performance.md); so that many are computed."""
 
 
 def serves_few_rows(rows: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -51,17 +54,23 @@ def few_rows_by_transposed(rows: torch.Tensor, weight: torch.Tensor) -> torch.Te
     """rows @ weight.T, [m, out] from [m, in] and [out, in]."""
     m = len(rows)
     # A single row would be a matrix-vector product, which runs on one core.
-    columns = rows.repeat(2, 1) if m == 1 else rows
+    columns = rows.repeat(2, 1) if m == 1 else _filled_up(rows)
     return (weight @ columns.t())[:, :m].t().contiguous()
 
 
 def few_rows_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """rows @ matrix, [m, h] from [m, V] and [V, h]; summed over blocks of V."""
-    m, length = rows.shape
+    m, length = len(rows), rows.shape[1]
+    rows = _filled_up(rows)
     blocks = length // BLOCK
     whole = blocks * BLOCK
     tail = rows[:, whole:] @ matrix[whole:]
     if not blocks:
-        return tail
-    left = rows[:, :whole].view(m, blocks, BLOCK).transpose(0, 1)
-    return torch.bmm(left, matrix[:whole].view(blocks, BLOCK, -1)).sum(0) + tail
+        return tail[:m]
+    left = rows[:, :whole].view(len(rows), blocks, BLOCK).transpose(0, 1)
+    return (torch.bmm(left, matrix[:whole].view(blocks, BLOCK, -1)).sum(0) + tail)[:m]
+
+
+def _filled_up(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` [m, ...] with zeros behind them, as many rows as are computed in the time of m."""
+    return F.pad(rows, (0, 0, 0, RUN_AS.get(len(rows), len(rows)) - len(rows)))

@@ -169,13 +169,36 @@ def test_token_by_token_from_nothing_it_stays_within_bounds_too() -> None:
     assert bytes_share(cache, depths, 4) <= depths.float().mean() / 4 + 0.05
 
 
-def test_of_a_batch_each_part_is_as_long_as_its_longest_row() -> None:
+def test_of_a_batch_the_moving_parts_are_as_long_as_their_longest_row() -> None:
     """Rows of one kind of text differ little in how many tokens of each depth they have; 8 of 2,048 cost 5 %."""
     generator = torch.Generator().manual_seed(4)
     depths = torch.multinomial(torch.tensor([4.0, 3.0, 2.0, 1.0]), 8 * 2048, True, generator=generator).view(8, -1) + 1
     cache = AdaPonderCache(4)
     fill(cache, depths)
     assert bytes_share(cache, depths, 4) <= depths.float().mean() / 4 + 0.05
+
+
+@pytest.mark.parametrize("weights", [[8, 2, 1, 1], [1, 1, 1, 1], [4, 3, 2, 1]])
+def test_a_batch_stays_within_bounds_while_it_is_written(weights: list[int]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    depths = torch.multinomial(torch.tensor(weights).float(), 8 * 544, True, generator=generator).view(8, -1) + 1
+    cache = AdaPonderCache(4)
+    fill(cache, depths[:, :512])
+    for place in range(512, 544):
+        fill(cache, depths[:, place : place + 1])
+        seen = depths[:, : place + 1]
+        assert bytes_share(cache, seen, 4) <= seen.float().mean() / 4 + 0.05
+
+
+def test_rows_that_differ_never_take_more_than_full_caches() -> None:
+    """What is settled takes one entry a token, whatever its depth; what is moving as many as the deepest row has."""
+    depths = torch.tensor([[1], [2], [3], [4]]).expand(4, 60)
+    cache = AdaPonderCache(4)
+    fill(cache, depths)
+    assert bytes_share(cache, depths, 4) == 1
+    cache = AdaPonderCache(4)
+    fill(cache, depths[:3])
+    assert bytes_share(cache, depths[:3], 4) == 0.75
 
 
 def test_padding_takes_no_room() -> None:

@@ -94,7 +94,7 @@ def test_a_cache_keeps_no_graph(model: Any, kind: str) -> None:
     cache = model.new_cache()
     pieces = [model(tokens[:, t : t + 1], past_key_values=cache).logits for t in range(6)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens).logits)
-    assert all(s.store is None or not s.store.requires_grad for s in [*cache.settled, *cache.moving])
+    assert all(s.store is None or not s.store.requires_grad for s in [cache.settled, *cache.moving])
 
 
 def test_a_last_pass_without_tokens_still_gives_its_gates(model: Any) -> None:
