@@ -25,8 +25,6 @@ from pipeline.errors import WorldError
 from pipeline.training.host_copy import FileInMemory, HostMemory
 
 _RANK = re.compile(r"rank_?(\d+)")
-_BLOCK = 4 << 20
-"""Bytes that are hashed and written at once: seldom enough that a thread doing so takes no part of the interpreter."""
 
 
 class StateFiles:
@@ -70,9 +68,8 @@ class StateFiles:
         """Write what is kept in memory, as `save` would have."""
         waiting, self._waiting = self._waiting, []
         for path, kept in waiting:
-            with self._hashed(path) as file:
-                for piece in kept.pieces:
-                    file.write(piece)
+            with naming(path):
+                self._tell(path, kept.write_to(path))
 
     @contextmanager
     def _hashed(self, path: Path) -> Iterator[_HashedFile]:
@@ -104,17 +101,14 @@ class _HashedFile:
         self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
-        view = memoryview(content)
-        for start in range(0, len(view), _BLOCK):
-            block = view[start : start + _BLOCK]
-            self.digest.update(block)
-            try:
-                self._file.write(block)
-            except OSError as error:
-                self.failure = error
-                raise
-        self.size += len(view)
-        return len(view)
+        try:
+            written = self._file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.digest.update(content)
+        self.size += written
+        return written
 
     def flush(self) -> None:
         self._file.flush()

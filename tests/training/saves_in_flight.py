@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,14 @@ def in_order(engine: Engine, recipe: Recipe, folder: Path) -> dict[str, Any]:
             before.append((folder / "step-00000002" / "COMPLETE").exists())
             return files
 
-        begin(saves, engine, folder, state.model_copy(update={"step": 3}), completed.append, note)
+        begin(
+            saves,
+            engine,
+            folder,
+            state.model_copy(update={"step": 3, "save_id": uuid.uuid4().hex}),
+            completed.append,
+            note,
+        )
         waited = saves.seconds_lost()
     return {
         "before": before,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.checkpoint import LogitsFingerprint, checkpoint_name, complete_che
 from pipeline.checkpoint_marker import measured
 from pipeline.errors import WorldError
 from pipeline.training.fingerprint import other_network
-from pipeline.training.host_copy import HostMemory
+from pipeline.training.host_copy import BLOCK, FileInMemory, HostMemory
 from pipeline.training.saving import remove_leftovers
 from pipeline.training.state_files import StateFiles, naming, rank_of_file
 from tests.training.saved_and_loaded import SETTINGS
@@ -141,18 +142,37 @@ def test_what_is_kept_in_memory_is_written_to_the_last_byte_as_it_was(tmp_path: 
     assert (back["a"] == 2).all() and back["part of a"].data_ptr() == back["a"][3].data_ptr()
 
 
-def test_memory_is_taken_once_and_let_go_when_sizes_change():
+def test_memory_is_taken_once_and_let_go_when_it_is_not_needed():
     memory = HostMemory()
-    first = [memory.copy(memoryview(bytes([number]) * size)) for number, size in ((1, 100), (2, 200))]
+    first, second = memory.block(), memory.block()
+    first[:2], second[:2] = b"12", b"34"
     memory.begin()
-    second = [memory.copy(memoryview(bytes([number]) * size)) for number, size in ((3, 100), (4, 300))]
-    assert (bytes(first[0]), bytes(second[1])) == (bytes([3]) * 100, bytes([4]) * 300)
-    assert bytes(first[1]) == bytes([2]) * 200
-    memory.begin()
-    memory.copy(memoryview(b"5" * 100))
-    memory.begin()
-    other = memory.copy(memoryview(b"6" * 300))
-    assert bytes(other) == b"6" * 300 and bytes(second[1]) == bytes([4]) * 300
+    again = memory.block()
+    assert bytes(again[:2]) == b"12"
+    again[:2] = b"56"
+    assert bytes(first[:2]) == b"56"
+    memory.begin()  # the second was not needed
+    assert bytes(memory.block()[:2]) == b"56"
+    assert bytes(memory.block()[:2]) == bytes(2)
+    assert bytes(second[:2]) == b"34"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5000])
+@pytest.mark.parametrize("where", ["disk", "/dev/shm"])
+def test_every_size_is_written_whole(tmp_path: Path, size: int, where: str):
+    path = (tmp_path if where == "disk" else Path(where)) / f"{os.getpid()}.bin"
+    memory = HostMemory()
+    try:
+        for seed in (0, 1):
+            content = random.Random(seed).randbytes(size)
+            memory.begin()
+            file = FileInMemory(memory)
+            for start in range(0, size, 3_000_000):
+                file.write(content[start : start + 3_000_000])
+            assert file.write_to(path) == measured(path)
+            assert path.read_bytes() == content
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("kept", [False, True])
