@@ -143,7 +143,7 @@ class PlainTraining:
         self._forward: Any = self._model
         self._no_sync: Callable[[], Any] = contextlib.nullcontext
         if plan.world_size > 1:
-            self._forward = DistributedDataParallel(self._model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self._forward = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
             self._no_sync = self._forward.no_sync
 
     def take(self, steps: int) -> None:

@@ -36,6 +36,7 @@ def spare_copies(optimizer: Any) -> None:
         optimizer.buffered_reduce_fallback = lambda *_, **__: None
     if optimizer.dtype == torch.float32:
         _share_weights(optimizer)
+        _keep_flat_gradient(optimizer)
 
 
 def _share_weights(optimizer: Any) -> None:
@@ -45,6 +46,28 @@ def _share_weights(optimizer: Any) -> None:
     ):
         masters.data = weights.data
     optimizer._link_all_hp_params()
+
+
+def _keep_flat_gradient(optimizer: Any) -> None:
+    """Flatten the gradients of one group after the other into the same memory: new pages take longer than the copy.
+
+    It takes the room that the second copy of the weights had.
+    """
+    flat = torch.empty(max(weights.numel() for weights in optimizer.bit16_groups_flat))
+
+    flatten_anew = optimizer.flatten_dense_tensors_aligned
+
+    def flatten(tensors: list[torch.Tensor], alignment: int, *others: Any, **more: Any) -> torch.Tensor:
+        if not any(tensors is gradients for gradients in optimizer.averaged_gradients.values()):
+            return flatten_anew(tensors, alignment, *others, **more)  # of a checkpoint, say
+        end = 0
+        for gradient in tensors:
+            begin, end = end, end + gradient.numel()
+            flat[begin:end].copy_(gradient.reshape(-1))
+        padded = -(-end // alignment) * alignment
+        return flat[:padded].index_fill_(0, torch.arange(end, padded), 0.0)
+
+    optimizer.flatten_dense_tensors_aligned = flatten
 
 
 def _norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
