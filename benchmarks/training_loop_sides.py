@@ -30,6 +30,7 @@ from pipeline.training.oversight import Oversight
 from pipeline.training.passed_over import PassedOver
 from pipeline.training.phases import Segment, learning_rates, phase_at, ponder_fraction
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.saves_in_flight import SavesInFlight
 from pipeline.training.stopping import StopRequests, StopSignals
 from pipeline.training.watchdog import Watchdog
 
@@ -82,7 +83,9 @@ class ProjectTraining:
         watchdog = enter(Watchdog(60 * train.hang_minutes, lambda hang: None))
         requests = StopRequests(signals, folder.path, self._rank, train.stop_after_seconds, signals.began)
         guards = Guards(train.guards, self._hooks.note)
-        self._oversight = Oversight(requests, watchdog, guards, GateHealth(plan.config.max_passes, self._hooks.note))
+        gate_health = GateHealth(plan.config.max_passes, self._hooks.note)
+        saves = enter(SavesInFlight(background=False))
+        self._oversight = Oversight(requests, watchdog, guards, gate_health, saves)
         model = start_model(recipe)
         set_computation(model, recipe)
         self.engine = build_engine(recipe, model.train(), "all", plan.world_size)
