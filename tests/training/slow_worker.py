@@ -7,13 +7,13 @@ import sys
 import time
 from typing import Any
 
-from pipeline.training import rank, worker
+from pipeline.training import engine_start, worker
 
 SLEEP_SECONDS = 0.3
 
 
 def main() -> int:
-    build = rank.build_engine
+    build = engine_start.build_engine
 
     def build_slow(*arguments: Any, **named: Any) -> Any:
         engine = build(*arguments, **named)
@@ -21,7 +21,7 @@ def main() -> int:
             engine.module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP_SECONDS))
         return engine
 
-    rank.build_engine = build_slow
+    engine_start.build_engine = build_slow
     return worker.main()
 
 
