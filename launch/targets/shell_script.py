@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from launch.targets.launching import STAGES, Launch
 
-
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 

@@ -114,6 +114,7 @@ def _requeue(launch: Launch, condition: str) -> list[str]:
 
 def _training(launch: Launch) -> str:
     cluster, slurm = launch.cluster, launch.cluster.slurm
+    chained = slurm.chain_jobs > 1
     directives = _directives(
         launch,
         "train",
@@ -127,6 +128,7 @@ def _training(launch: Launch) -> str:
     )
     port = str(cluster.port) if cluster.port else "$((20000 + SLURM_JOB_ID % 20000))"
     finished = words([str(launch.folder.checkpoints / launch.last_checkpoint / "COMPLETE")])
+    skip = f'if [[ -e {finished} ]]; then echo "all steps are taken, nothing to do"; exit 0; fi'
     # --wait: ranks of the other nodes may still be saving when the first node ends, and must not wait for ever.
     options = [
         *(f"--nodes={cluster.nodes}", f"--ntasks={cluster.nodes}", "--ntasks-per-node=1"),
@@ -135,23 +137,20 @@ def _training(launch: Launch) -> str:
     ]
     lines = [
         *setup(launch),
-        *(
-            [f'if [[ -e {finished} ]]; then echo "all steps are taken, nothing to do"; exit 0; fi']
-            * (slurm.chain_jobs > 1)
-        ),
+        *([skip] if chained else []),
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         """address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')""",
         f'export ADAPONDER_RENDEZVOUS="${{address:-$first}}:{port}"',
         'echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST"',
-        "terminated=",
+        *([] if chained else ["terminated="]),
         # Whoever signals the batch script means the ranks.
         "step=",
         """trap 'if [[ -n "$step" ]]; then kill -s USR1 "$step"; fi' USR1""",
-        "trap 'terminated=yes' TERM",
+        "trap : TERM" if chained else "trap 'terminated=yes' TERM",
         *_step(launch, options, f"bash {words([str(launch.path / NODE)])}"),
         'if ((code != 0 && code != 75)); then echo "the training failed with exit code $code" >&2; fi',
     ]
-    if slurm.chain_jobs > 1:
+    if chained:
         lines.append('exit "$code"')
     else:
         lines += _requeue(launch, '((code == 75)) && [[ -z "$terminated" ]]')
