@@ -22,8 +22,11 @@ from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder, writ
 from pipeline.run_folder import write_resolved_recipe
 
 VERSIONS, REVISION, DIFFERENCE = "versions.json", "revision.json", "source.diff"
+_SOURCE = ("pipeline", "tokenization", "launch", "ds_configs")
+"""What runs. Files that git does not know are kept from these folders only: elsewhere they may be anything, a file of
+passwords too."""
 _LONGEST_NEW_FILE = 1 << 20
-"""Bytes; a longer file that git does not know is named and not kept."""
+"""Bytes; longer ones are named and not kept."""
 
 
 def write_launch(launch: Launch, files: Mapping[str, str]) -> list[Path]:
@@ -55,7 +58,7 @@ def all_versions() -> dict[str, str]:
 def source_revision(project: Path) -> tuple[dict[str, Any], str]:
     """The commit that the source in `project` is at, and a patch from there to the source as it is.
 
-    Files that git does not know are part of the patch. Of a project that is no git checkout only that is told.
+    New files of the source are part of the patch, others that git does not know are named. Of a project that is no git checkout only that is told.
     """
     if _git(project, "ls-files", "--error-unmatch", "pipeline/__init__.py") is None:
         return {"commit": None, "note": "not a git checkout; versions.json tells the version of adaponder"}, ""
@@ -64,7 +67,8 @@ def source_revision(project: Path) -> tuple[dict[str, Any], str]:
     new = (_git(project, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
     left_out = []
     for name in filter(None, new):
-        if not (project / name).is_file() or (project / name).stat().st_size > _LONGEST_NEW_FILE:
+        path = project / name
+        if name.split("/")[0] not in _SOURCE or not path.is_file() or path.stat().st_size > _LONGEST_NEW_FILE:
             left_out.append(name)
         else:
             difference += _git(project, "diff", "--binary", "--no-index", "--", os.devnull, name, differs=True) or ""

@@ -101,7 +101,7 @@ def _launch(
     for path in written:
         if path.name in files and (stage == "all" or path.name == START or path.name.startswith(stage)):
             console.rule(path.name, align="left")
-            console.print(files[path.name], markup=False, end="")
+            console.out(files[path.name], end="", highlight=False)
     console.rule(align="left")
     console.print(f"launch: {len(written)} files in {given.path}", markup=False)
     console.print(f"{'starting' if submit else 'start it by'}: {shown(given)}", markup=False)

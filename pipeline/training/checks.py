@@ -76,8 +76,8 @@ def check_recipe(
     check_guards(recipe, stage)
     if elsewhere is None:
         check_computation(recipe)
-    elif elsewhere == "gpu":
-        check_computation(recipe, on_gpu=True, has_flash_attn=True)
+    else:
+        check_computation(recipe, on_gpu=elsewhere == "gpu", has_flash_attn=True)
     config = model_config(recipe)
     if recipe.tokenize.seq_len > config.max_position_embeddings:
         raise UserError(

@@ -51,16 +51,17 @@ def test_the_patch_makes_the_source_what_it_was(tmp_path):
     clean, nothing = source_revision(project)
     assert (clean["changed"], nothing) == (False, "")
     (project / "pipeline/__init__.py").write_text("two\n")
-    (project / "new file.txt").write_text("new\n")
-    (project / "large").write_bytes(b"0" * (2 << 20))
+    (project / "pipeline/new file.py").write_text("new\n")
+    (project / "pipeline/large").write_bytes(b"0" * (2 << 20))
+    (project / ".env").write_text("HF_TOKEN=a secret\n")
     revision, patch = source_revision(project)
-    assert revision == {"commit": clean["commit"], "changed": True, "not_kept": ["large"]}
+    assert revision == {"commit": clean["commit"], "changed": True, "not_kept": [".env", "pipeline/large"]}
     copy = tmp_path / "copy"
     git(tmp_path, "clone", "-q", str(project), str(copy))
     (tmp_path / "patch").write_text(patch)
     git(copy, "apply", str(tmp_path / "patch"))
     assert (copy / "pipeline/__init__.py").read_text() == "two\n"
-    assert (copy / "new file.txt").read_text() == "new\n"
+    assert (copy / "pipeline/new file.py").read_text() == "new\n"
 
 
 def test_versions_are_of_every_package():

@@ -1,4 +1,4 @@
-"""Scripts bear whatever a path may hold: shellcheck finds nothing, bash reads it, and what arrives is what was meant."""
+"""Scripts bear whatever a path may hold: shellcheck and bash find nothing wrong, and what arrives is what was meant."""
 
 from __future__ import annotations
 
