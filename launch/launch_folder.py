@@ -58,7 +58,8 @@ def all_versions() -> dict[str, str]:
 def source_revision(project: Path) -> tuple[dict[str, Any], str]:
     """The commit that the source in `project` is at, and a patch from there to the source as it is.
 
-    New files of the source are part of the patch, others that git does not know are named. Of a project that is no git checkout only that is told.
+    New files of the source are part of the patch, others that git does not know are named. Of a project that is no git
+    checkout only that is told.
     """
     if _git(project, "ls-files", "--error-unmatch", "pipeline/__init__.py") is None:
         return {"commit": None, "note": "not a git checkout; versions.json tells the version of adaponder"}, ""

@@ -57,4 +57,6 @@ def bash(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script (its path, or its text) with bash."""
     command = ["bash", str(script), *arguments] if isinstance(script, Path) else ["bash", "-c", script, "-", *arguments]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, check=False, timeout=30)
+    # Not by text=True, which would make a carriage return in a path a line feed.
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
