@@ -4,7 +4,10 @@ program that does what pdsh and a shell on the other side do. The real one is fo
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,31 @@ def test_the_real_launcher_starts_rank_sh_and_no_command_line_holds_a_secret(tmp
     written = [path.read_text() for path in launch.path.iterdir()]
     lines = (tmp_path / "programs" / "command-lines").read_text()
     assert all("secret" not in text for text in (lines, done.stderr, done.stdout, *written))
+
+
+def test_sigterm_stops_all_ranks_by_the_file_and_leaves_none(tmp_path):
+    """As rank 0 does, the program in the launcher's place takes the file away when it has saved."""
+    stop = tmp_path / "tiny" / "STOP"
+    waits = f"""
+touch {tmp_path}/began
+for _ in {{1..200}}; do
+    if [[ -e {stop} ]]; then rm {stop}; exit 0; fi
+    sleep 0.05
+done
+exit 1"""
+    launch = launch_of("hosts", tmp_path, python="runner")
+    launch.path.mkdir(parents=True)
+    (launch.path / "train.sh").write_text(files(launch, {"n1": [0]})["train.sh"])
+    process = subprocess.Popen(
+        ["bash", str(launch.path / "train.sh")], env=programs(tmp_path / "programs", runner=waits)
+    )
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert not stop.exists()
 
 
 def test_a_name_that_did_not_arrive(tmp_path):
