@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,22 +50,31 @@ def run_ranks(
             command,
             stderr=log,
             env={**os.environ, **environment},
-            preexec_fn=_become_torchrun,
+            preexec_fn=become_torchrun,
         )
+        return wait_for_ranks(process)
+
+
+def wait_for_ranks(process: subprocess.Popen, same_request_seconds: float = 0.0) -> int:
+    """Wait for torchrun, which is `process`; its exit code. Meanwhile SIGTERM and SIGUSR1 reach every rank.
+
+    A second SIGTERM, if it comes more than `same_request_seconds` after the first signal, kills the ranks.
+    """
+    try:
+        with _passing_on(process, same_request_seconds):
+            return process.wait()
+    except BaseException:
+        # Ctrl-C reaches torchrun too, which ends its ranks; give it the time, then make sure.
+        process.send_signal(signal.SIGINT)
         try:
-            with _passing_on(process):
-                return process.wait()
-        except BaseException:
-            # Ctrl-C reaches torchrun too, which ends its ranks; give it the time, then make sure.
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
 
 
-def _become_torchrun() -> None:
+def become_torchrun() -> None:
+    """What a process does before it becomes torchrun: it ends with its parent, and hears no signals to stop."""
     die_with_parent()
     # A scheduler signals every process of a job. torchrun would kill the ranks 30 s after a SIGTERM, and die of a
     # SIGUSR1; so it hears neither, and the ranks, which are born with this, neither until they listen themselves.
@@ -73,12 +83,12 @@ def _become_torchrun() -> None:
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen) -> Iterator[None]:
+def _passing_on(process: subprocess.Popen, same_request_seconds: float) -> Iterator[None]:
     """Pass SIGTERM and SIGUSR1 on to the ranks, again and again until they end; a second SIGTERM ends them at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    asked_at: float | None = None
     ended = threading.Event()
 
     def pass_on(number: int) -> None:
@@ -91,11 +101,12 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
             ended.wait(_SECONDS_BETWEEN_SIGNALS)
 
     def came(number: int, _: object) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at is None:
+            asked_at = now
             threading.Thread(target=pass_on, args=(number,), daemon=True).start()
-        elif number == signal.SIGTERM:
+        elif number == signal.SIGTERM and now - asked_at >= same_request_seconds:
             process.kill()
 
     before = {number: signal.signal(number, came) for number in _STOP_SIGNALS}

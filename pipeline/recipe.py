@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.durable import sha256_json
+from pipeline.recipe_cluster import ClusterSection
 from pipeline.recipe_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from pipeline.recipe_tokenize import TokenizeSection, TrainedTokenizer
 from pipeline.recipe_train import TrainSection
@@ -151,6 +152,7 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     track: TrackSection = TrackSection()
     release: ReleaseSection = ReleaseSection()
+    cluster: ClusterSection = ClusterSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

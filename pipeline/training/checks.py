@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -61,16 +61,23 @@ def choose_ranks(recipe: Recipe) -> tuple[int, str]:
     return wanted, "train.ranks"
 
 
-def check_recipe(recipe: Recipe, world_size: int) -> tuple[int, AdaPonderConfig]:
+def check_recipe(
+    recipe: Recipe, world_size: int, elsewhere: Literal["gpu", "cpu"] | None = None
+) -> tuple[int, AdaPonderConfig]:
     """What can be checked before there are shards: returns the ZeRO stage and the network's configuration.
+
+    elsewhere: the training will run on other machines than this one, on GPUs or CPUs; what they lack is not known here.
 
     Raises `UserError` with the first contradiction.
     """
     train = recipe.train
     accumulation_steps(train.micro_batch, train.global_batch, world_size)
-    stage = check_strategy(recipe)
+    stage = check_strategy(recipe, here=elsewhere is None)
     check_guards(recipe, stage)
-    check_computation(recipe)
+    if elsewhere is None:
+        check_computation(recipe)
+    else:
+        check_computation(recipe, on_gpu=elsewhere == "gpu", has_flash_attn=True)
     config = model_config(recipe)
     if recipe.tokenize.seq_len > config.max_position_embeddings:
         raise UserError(

@@ -36,6 +36,7 @@ FROM_RECIPE = (
     "checkpoint",
 )
 _OFFLOADS = ("offload_optimizer", "offload_param")
+_NO_NVME_PATH = "train.strategy {} keeps states on an NVMe disk: name a folder there, train.nvme_path"
 
 
 def read_strategy(strategy: str) -> dict[str, Any]:
@@ -85,8 +86,9 @@ def uses_cpu_adam(strategy: dict[str, Any]) -> bool:
     return offload_device(strategy) != "none" and strategy.get("zero_force_ds_cpu_optimizer", True)
 
 
-def check_strategy(recipe: Recipe) -> int:
-    """The ZeRO stage of the recipe's strategy; `UserError` where the two contradict each other."""
+def check_strategy(recipe: Recipe, here: bool = True) -> int:
+    """The ZeRO stage of the recipe's strategy; `UserError` where the two contradict each other, or where this machine
+    lacks what it needs and the training is to run `here`."""
     train = recipe.train
     strategy = read_strategy(train.strategy)
     stage = zero_stage(strategy)
@@ -95,6 +97,10 @@ def check_strategy(recipe: Recipe) -> int:
             f"train.strategy {train.strategy} with train.precision bf16: DeepSpeed without ZeRO trains bf16 with "
             "another optimizer, whose states cannot be read back; take zero1, or fp32"
         )
+    if not here:
+        if keeps_states_on_nvme(train.strategy) and not train.nvme_path:
+            raise UserError(_NO_NVME_PATH.format(train.strategy))
+        return stage
     if uses_cpu_adam(strategy) and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
         raise UserError(
             f"train.strategy {train.strategy} runs AdamW on the CPU, which DeepSpeed compiles, and {compiler} is not "
@@ -108,7 +114,7 @@ def check_strategy(recipe: Recipe) -> int:
 
 def _check_nvme(strategy: str, nvme_path: str) -> None:
     if not nvme_path:
-        raise UserError(f"train.strategy {strategy} keeps states on an NVMe disk: name a folder there, train.nvme_path")
+        raise UserError(_NO_NVME_PATH.format(strategy))
     if not Path(nvme_path).is_dir():
         raise UserError(f"train.nvme_path {nvme_path}: no such folder on this machine")
     # DeepSpeed talks on stdout from its import on, and tells on stderr what it finds missing.
