@@ -21,7 +21,7 @@ def launch(runs, recipe, target, *arguments, **environment):
 @pytest.mark.slow
 def test_slurm_is_written_shown_and_submitted(runs, recipe, tmp_path):
     del recipe["data"]
-    (tmp_path / "sbatch").write_text('#!/bin/bash\necho "$*" >>"$OLDPWD/queued"; echo 7\n')
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 7\n")
     (tmp_path / "sbatch").chmod(0o755)
     shown = launch(runs, recipe, "slurm", "--nodes", "2", *CPU)
     assert shown.returncode == 0, shown.stderr
@@ -31,7 +31,7 @@ def test_slurm_is_written_shown_and_submitted(runs, recipe, tmp_path):
     assert all(SECRET not in path.read_text() for path in folder.iterdir()) and SECRET not in shown.stdout
     done = launch(
         runs, recipe, "slurm", "--nodes", "2", *CPU, "--submit", "--stage", "train",
-        PATH=f"{tmp_path}:{os.environ['PATH']}", OLDPWD=str(tmp_path),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: job 7" in done.stdout
