@@ -1,0 +1,126 @@
+"""What a micro-batch takes on top of the states: its activations, and the gradients while they are made.
+
+The network itself runs forward and backward on torch's meta device, where tensors have sizes and no content, and every
+block of memory that an operation gives out is counted until it is freed. So what is kept, what is computed again and
+what lies in the vocabulary's chunks is not estimated: it is what the code does. Kernels' own scratch memory is not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+
+
+@dataclass(frozen=True)
+class MicroBatchMemory:
+    """Bytes, over weights and states, while a micro-batch goes forward and backward."""
+
+    peak: int
+    """At the highest point where gradients begin from nothing: activations, and gradients as far as they are there."""
+    peak_beside_sums: int
+    """The same without gradients that are finished: what comes on top where they are added to sums that lie there
+    already, or are moved into DeepSpeed's buckets."""
+    forward: int
+    """Kept at the end of forward, for backward."""
+    gradients: int
+    """Of all trained parameters, in their precision."""
+
+
+def micro_batch_memory(
+    model: AdaPonderForCausalLM, rows: int, seq_len: int, checkpointing: str, *, halting: str, ponder: bool
+) -> MicroBatchMemory:
+    """`model` lies on the meta device, with `requires_grad` as in training; it is left without gradients.
+
+    halting: `AdaPonderConfig.halting`; skipped tokens are none here, since every token goes through every pass.
+    """
+    model.config.halting = halting
+    model.set_activation_checkpointing(checkpointing)
+    tokens = torch.zeros(rows, seq_len, dtype=torch.int64, device="meta")
+    count = _LiveMemory([*model.parameters(), *model.buffers(), tokens])
+    weight = {"ponder_weight": 0.1, "ponder_fraction": 0.1} if ponder else {}
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(count.finished)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
+    with count, _FlashAttention():
+        loss: Any = model(input_ids=tokens, shift_labels=tokens, **weight).loss
+        forward = count.alive
+        loss.backward()
+        del loss
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad(set_to_none=True)
+    return MicroBatchMemory(count.peak, count.peak_beside_sums, forward, count.gradients)
+
+
+def meta_network(config: AdaPonderConfig, dtype: torch.dtype = torch.float32) -> AdaPonderForCausalLM:
+    """The network without weights, for training."""
+    config = copy.deepcopy(config)
+    if getattr(config, "_attn_implementation", None) != "eager":
+        config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model: Any = AdaPonderForCausalLM(config)
+    return model.to(dtype).train()
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Bytes of all blocks that operations gave out while this was on and that are still held, and their peak."""
+
+    def __init__(self, before: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in before}
+        self._watched: dict[int, tuple[Any, int]] = {}
+        self.alive = self.peak = self.peak_beside_sums = self.gradients = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            # Which tokens go on is data, and the meta device has none: here all of them do.
+            result = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64, device="meta")
+        else:
+            result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def finished(self, parameter: torch.Tensor) -> None:
+        """The gradient of `parameter` is whole."""
+        if parameter.grad is not None:
+            self.gradients += parameter.grad.untyped_storage().nbytes()
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._known or key in self._watched:
+            return
+        size = storage.nbytes()
+        self._watched[key] = (weakref.ref(storage, lambda _, key=key: self._freed(key)), size)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        self.peak_beside_sums = max(self.peak_beside_sums, self.alive - self.gradients)
+
+    def _freed(self, key: int) -> None:
+        self.alive -= self._watched.pop(key)[1]
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Attention as every fused kernel keeps it for backward: queries, keys, values, output and a number a query."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _attend(*args, **(kwargs or {}))
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    attend: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return attend(query, key, value, 0.0, True)[0]
