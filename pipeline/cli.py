@@ -20,6 +20,7 @@ from pipeline.checkpoint_commands import app as checkpoint_commands
 from pipeline.command_line import cores, reported
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
+from pipeline.plan_command import plan
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands, name="data")
 app.add_typer(checkpoint_commands, name="checkpoint")
+app.command()(plan)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[

@@ -1,18 +1,20 @@
 """What a micro-batch takes on top of the states: its activations, and the gradients while they are made.
 
-The network itself runs forward and backward on torch's meta device, where tensors have sizes and no content, and every
-block of memory that an operation gives out is counted until it is freed. So what is kept, what is computed again and
-what lies in the vocabulary's chunks is not estimated: it is what the code does. Kernels' own scratch memory is not seen.
+The network itself runs forward and backward on torch's fake tensors, which have sizes and no content, and every block
+of memory that an operation gives out is counted until it is freed. So what is kept, what is computed again and what
+lies in the vocabulary's chunks is not estimated: it is what the code does. Kernels' own scratch memory is not seen.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,42 +37,44 @@ class MicroBatchMemory:
     """Of all trained parameters, in their precision."""
 
 
-def micro_batch_memory(
-    model: AdaPonderForCausalLM, rows: int, seq_len: int, checkpointing: str, *, halting: str, ponder: bool
-) -> MicroBatchMemory:
-    """`model` lies on the meta device, with `requires_grad` as in training; it is left without gradients.
+class FakeNetwork:
+    """The network of a configuration without weights, as training sees it."""
 
-    halting: `AdaPonderConfig.halting`; skipped tokens are none here, since every token goes through every pass.
-    """
-    model.config.halting = halting
-    model.set_activation_checkpointing(checkpointing)
-    tokens = torch.zeros(rows, seq_len, dtype=torch.int64, device="meta")
-    count = _LiveMemory([*model.parameters(), *model.buffers(), tokens])
-    weight = {"ponder_weight": 0.1, "ponder_fraction": 0.1} if ponder else {}
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(count.finished)
-        for parameter in model.parameters()
-        if parameter.requires_grad
-    ]
-    with count, _FlashAttention():
-        loss: Any = model(input_ids=tokens, shift_labels=tokens, **weight).loss
-        forward = count.alive
-        loss.backward()
-        del loss
-    for hook in hooks:
-        hook.remove()
-    model.zero_grad(set_to_none=True)
-    return MicroBatchMemory(count.peak, count.peak_beside_sums, forward, count.gradients)
+    def __init__(self, config: AdaPonderConfig, dtype: torch.dtype, is_trained: Callable[[str], bool]) -> None:
+        """is_trained: whether the parameter of that name is."""
+        config = copy.deepcopy(config)
+        if getattr(config, "_attn_implementation", None) != "eager":
+            config._attn_implementation = "sdpa"
+        # On the meta device nothing is drawn; autocast, which the gates switch off, does not know that device.
+        with torch.device("meta"):
+            model: Any = AdaPonderForCausalLM(config)
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode:
+            self.model: AdaPonderForCausalLM = model.to(dtype).to_empty(device="cpu").train()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = is_trained(name)
 
-
-def meta_network(config: AdaPonderConfig, dtype: torch.dtype = torch.float32) -> AdaPonderForCausalLM:
-    """The network without weights, for training."""
-    config = copy.deepcopy(config)
-    if getattr(config, "_attn_implementation", None) != "eager":
-        config._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        model: Any = AdaPonderForCausalLM(config)
-    return model.to(dtype).train()
+    def micro_batch(self, rows: int, seq_len: int, checkpointing: str, halting: str, ponder: bool) -> MicroBatchMemory:
+        """halting: `AdaPonderConfig.halting`; where halted tokens are skipped, none are: every token goes through
+        every pass. ponder: whether there is a ponder loss."""
+        model = self.model
+        model.config.halting = halting
+        model.set_activation_checkpointing(checkpointing)
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with self._mode:
+            tokens = torch.zeros(rows, seq_len, dtype=torch.int64)
+            count = _LiveMemory([*model.parameters(), *model.buffers(), tokens])
+            hooks = [weight.register_post_accumulate_grad_hook(count.finished) for weight in weights]
+            ponder_loss = {"ponder_weight": 0.1, "ponder_fraction": 0.1} if ponder else {}
+            with count, _FusedAttention():
+                loss: Any = model(input_ids=tokens, shift_labels=tokens, **ponder_loss).loss
+                forward = count.alive
+                loss.backward()
+                del loss
+        for hook in hooks:
+            hook.remove()
+        model.zero_grad(set_to_none=True)
+        return MicroBatchMemory(count.peak, count.peak_beside_sums, forward, count.gradients)
 
 
 class _LiveMemory(TorchDispatchMode):
@@ -84,8 +88,8 @@ class _LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
-            # Which tokens go on is data, and the meta device has none: here all of them do.
-            result = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64, device="meta")
+            # Which tokens go on is data, and there is none: here all of them do.
+            result = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
         else:
             result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
@@ -112,15 +116,24 @@ class _LiveMemory(TorchDispatchMode):
         self.alive -= self._watched.pop(key)[1]
 
 
-class _FlashAttention(TorchFunctionMode):
+class _FusedAttention(TorchFunctionMode):
     """Attention as every fused kernel keeps it for backward: queries, keys, values, output and a number a query."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return _attend(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> torch.Tensor:
     attend: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return attend(query, key, value, 0.0, True)[0]
+    return attend(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

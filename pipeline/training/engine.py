@@ -13,9 +13,9 @@ from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
 from pipeline.recipe import Recipe
 from pipeline.recipe_train import OptimizerSection, Phase
+from pipeline.trained_parameters import is_trained
 from pipeline.training.phases import LearningRates
 from pipeline.training.strategy import engine_config, offload_device, read_strategy, uses_cpu_adam
-from pipeline.training.trained_parameters import is_trained
 
 
 class Engine(Protocol):

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.model import AdaPonderForCausalLM
+from pipeline.network_config import adaponder_fields, first_line, local_folder, model_config
 from pipeline.recipe import Recipe
 
 

@@ -1,0 +1,120 @@
+"""The plan as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from launch.plan.layouts import CHECKPOINTING
+from pipeline.console import console
+
+NAMED = ("A100", "H100", "H200", "B200", "MI300X")
+"""GPUs whose days are shown beside those of the chosen one."""
+
+
+def tell(found: dict[str, Any]) -> None:
+    """Print what `launch.plan.stage.make_plan` found."""
+    console.print(_network(found))
+    console.print(_training(found))
+    console.print(_disk(found))
+    for nodes in found["nodes"]:
+        console.print(_memory(nodes, found))
+    console.print(_layouts(found))
+    console.print(
+        "a cell: GiB a rank with the recipe's micro batch / rows of the largest that fits (-: none); *: taken"
+    )
+    for nodes in found["nodes"]:
+        console.print(f"[bold]{nodes['nodes']} x {found['gpu']['per_node']}[/bold]: {nodes['why']}", highlight=False)
+
+
+def _network(found: dict[str, Any]) -> Table:
+    network = found["network"]
+    table = _table(f"{found['recipe']}: parameters ({network['source']}; {network['max_passes']} passes)", "part")
+    table.add_column("parameters", justify="right")
+    for part, count in network["parameters"].items():
+        table.add_row(part, f"{count:,}", end_section=part == "gates")
+    return table
+
+
+def _training(found: dict[str, Any]) -> Table:
+    training = found["training"]
+    table = _table("work of the whole run", "")
+    table.add_column("", justify="right")
+    table.add_row("tokens a step", f"{training['tokens_per_step']:,}")
+    table.add_row("steps", f"{training['steps']:,}")
+    table.add_row("tokens", f"{training['tokens']:,}", end_section=True)
+    for part, count in training["multiply_accumulates"].items():
+        table.add_row(f"multiply-accumulates: {part}", f"{count:.3g}")
+    table.add_row(f"computed again ({training['activation_checkpointing']})", f"{training['recomputed']['total']:.3g}")
+    table.add_row("mean depth counted", f"{training['mean_depth']:.2f}", end_section=True)
+    for nodes in found["nodes"]:
+        place = f"{nodes['nodes']} x {found['gpu']['per_node']}"
+        shown = [name for name in dict.fromkeys((found["gpu"]["name"], *NAMED)) if name in nodes["days"]]
+        for name in shown:
+            cost = ""
+            if name == found["gpu"]["name"] and nodes["gpu_hours"] is not None:
+                cost = f", {nodes['gpu_hours']:,.0f} GPU hours"
+                cost += f", cost {nodes['cost']:,.0f}" if nodes["cost"] is not None else ""
+            table.add_row(f"days on {place} {name} at MFU {found['gpu']['mfu']:g}", f"{nodes['days'][name]:.2f}{cost}")
+    return table
+
+
+def _disk(found: dict[str, Any]) -> Table:
+    disk = found["disk"]
+    table = _table("disk", "")
+    table.add_column("", justify="right")
+    table.add_row("a checkpoint", _gib(disk["checkpoint"]))
+    table.add_row(f"checkpoints at the most ({disk['most']} at once)", _gib(disk["checkpoints_bytes"]))
+    table.add_row("checkpoints left at the end", f"{disk['kept']:,}")
+    table.add_row("checkpoints written over the run", _gib(disk["written"]))
+    table.add_row("shards, if no row is read twice", _gib(disk["shards"]))
+    return table
+
+
+def _memory(nodes: dict[str, Any], found: dict[str, Any]) -> Table:
+    own = nodes["recipe_layout"]
+    table = _table(
+        f"memory a rank, {nodes['nodes']} x {found['gpu']['per_node']}, {own['strategy']}, "
+        f"{own['activation_checkpointing']}, {found['training']['micro_batch']} rows: at its peak, the {own['peak_at']}",
+        "part",
+    )
+    table.add_column("GiB", justify="right")
+    for part, size in own["parts"].items():
+        table.add_row(part, f"{size / 2**30:.2f}")
+    table.add_row("peak", f"{own['peak_bytes'] / 2**30:.2f}", end_section=True)
+    for part, size in own["host_parts"].items():
+        table.add_row(f"main memory: {part}", f"{size / 2**30:.2f}")
+    table.add_row("main memory while starting", f"{own['host_start_bytes'] / 2**30:.2f}")
+    return table
+
+
+def _layouts(found: dict[str, Any]) -> Table:
+    table = _table("layouts: activation_checkpointing, and what it computes again", "nodes")
+    table.add_column("strategy")
+    shares = {one["activation_checkpointing"]: one["recomputed_share"] for one in found["nodes"][0]["layouts"]}
+    for kind in CHECKPOINTING:
+        table.add_column(f"{kind} +{100 * shares[kind]:.0f} %", justify="right")
+    for nodes in found["nodes"]:
+        strategies = list(dict.fromkeys(one["strategy"] for one in nodes["layouts"]))
+        for strategy in strategies:
+            cells = [_cell(one, nodes["take"]) for one in nodes["layouts"] if one["strategy"] == strategy]
+            table.add_row(str(nodes["nodes"]), strategy, *cells, end_section=strategy == strategies[-1])
+    return table
+
+
+def _cell(layout: dict[str, Any], taken: dict[str, Any] | None) -> str:
+    text = f"{layout['peak_bytes'] / 2**30:.1f} / {layout['largest_micro_batch'] or '-'}"
+    if taken and all(layout[key] == taken[key] for key in ("strategy", "activation_checkpointing")):
+        return f"[bold green]* {text}[/bold green]"
+    return text if layout["fits"] else f"[dim]{text}[/dim]"
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=bool(first))
+    table.add_column(first)
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
