@@ -47,10 +47,11 @@ class FakeNetwork:
             config._attn_implementation = "sdpa"
         # On the meta device nothing is drawn; autocast, which the gates switch off, does not know that device.
         with torch.device("meta"):
-            model: Any = AdaPonderForCausalLM(config)
+            model: Any = AdaPonderForCausalLM(config).train()
+        model.to(dtype)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
-            self.model: AdaPonderForCausalLM = model.to(dtype).to_empty(device="cpu").train()
+            self.model: AdaPonderForCausalLM = model.to_empty(device="cpu")
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad = is_trained(name)
 

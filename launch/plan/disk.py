@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from launch.plan.parameters import Parameters
 from launch.plan.rank_memory import MASTERS, MOMENTS
 from pipeline.kept_checkpoints import saves_at, superfluous
 from pipeline.recipe import Recipe
@@ -35,10 +34,12 @@ class Disk:
     """Checkpoints over the whole run."""
 
 
-def run_disk(recipe: Recipe, parameters: Parameters, trained: dict[str, int], strategy: dict[str, Any]) -> Disk:
-    """`trained`: parameters by `Phase.trained`."""
+def run_disk(
+    recipe: Recipe, parameters: int, vocabulary: int, trained: dict[str, int], strategy: dict[str, Any]
+) -> Disk:
+    """`parameters` of the whole network; `trained`: of them by `Phase.trained`."""
     saved = saved_steps(recipe)
-    sizes = {kind: checkpoint_bytes(recipe, parameters.total, count, strategy) for kind, count in trained.items()}
+    sizes = {kind: checkpoint_bytes(recipe, parameters, count, strategy) for kind, count in trained.items()}
     ends = list(accumulate(phase.steps for phase in recipe.train.phases))
     size_at = {}
     for step in saved:
@@ -59,7 +60,7 @@ def run_disk(recipe: Recipe, parameters: Parameters, trained: dict[str, int], st
         kept=len(there),
         most=most,
         checkpoints_bytes=most_bytes,
-        shards=shard_bytes(recipe, rows),
+        shards=shard_bytes(recipe, rows, vocabulary),
         written=sum(size_at.values()),
     )
 
@@ -85,7 +86,7 @@ def checkpoint_bytes(recipe: Recipe, parameters: int, trained: int, strategy: di
     return weights + (MASTERS + MOMENTS) * trained + exact
 
 
-def shard_bytes(recipe: Recipe, rows: int, vocabulary: int | None = None) -> int:
+def shard_bytes(recipe: Recipe, rows: int, vocabulary: int) -> int:
     """Shards of so many rows; ids take two bytes unless the vocabulary needs four."""
-    width = 4 if vocabulary is not None and vocabulary > UINT16_IDS else 2
+    width = 4 if vocabulary > UINT16_IDS else 2
     return round(SHARD_OVERHEAD * rows * (recipe.tokenize.seq_len + 1) * width)

@@ -46,7 +46,9 @@ class Planner:
         """memory_bytes: of one GPU; None: whatever is needed is there."""
         self.recipe, self._config, self._on_gpu = recipe, config, on_gpu
         self._room = None if memory_bytes is None else USABLE_SHARE * memory_bytes
-        kinds = {(phase.trained, phase.halting, phase.ponder_weight > 0): phase for phase in recipe.train.phases}
+        # Where everything is trained in one phase, one that trains a part never needs more.
+        phases = [phase for phase in recipe.train.phases if phase.trained == "all"] or recipe.train.phases
+        kinds = {(phase.trained, phase.halting, phase.ponder_weight > 0): phase for phase in phases}
         self._phases = [(phase, MicroBatches(recipe, config, phase)) for phase in kinds.values()]
 
     @cached_property
@@ -145,13 +147,14 @@ def choose(layouts: list[Layout], recipe: Recipe) -> tuple[Layout | None, str]:
     best = max(holding, key=lambda layout: (layout.largest_micro_batch, -_place(layout.strategy)))
     return best, (
         f"{best.strategy} with activation_checkpointing {best.checkpointing}: no layout holds the recipe's "
-        f"{wanted} rows a rank, and this one holds the most, {best.largest_micro_batch}"
+        f"micro batch of {wanted}, and this one holds the largest, {best.largest_micro_batch}"
     )
 
 
 def _why(taken: Layout, layouts: list[Layout], wanted: int) -> str:
     size = f"{taken.memory.peak / 2**30:.1f} GiB"
-    text = f"{taken.strategy} with activation_checkpointing {taken.checkpointing} holds {wanted} rows a rank in {size}"
+    layout = f"{taken.strategy} with activation_checkpointing {taken.checkpointing}"
+    text = f"{layout} holds a micro batch of {wanted} in {size}"
     place = CHECKPOINTING.index(taken.checkpointing)
     cheaper = [other for other in layouts if other.strategy == taken.strategy]
     if place:

@@ -1,6 +1,6 @@
 """What micro-batches take in networks of any depth, from runs of shallow ones (`launch.plan.activations`).
 
-Memory grows by the same amount with every layer: two runs, with three layers and with five, give every other number.
+Memory grows by the same amount with every layer: two runs, with two layers and with three, give every other number.
 With rows it does not: with few of them the high point lies where the gradients are, with many where activations are.
 """
 
@@ -16,7 +16,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_train import Phase
 from pipeline.trained_parameters import is_trained
 
-_SHALLOW = (3, 5)
+_SHALLOW = (2, 3)
 """Layers."""
 
 

@@ -64,28 +64,29 @@ def _disk(found: dict[str, Any]) -> Table:
     disk = found["disk"]
     table = _table("disk", "")
     table.add_column("", justify="right")
-    table.add_row("a checkpoint", _gib(disk["checkpoint"]))
-    table.add_row(f"checkpoints at the most ({disk['most']} at once)", _gib(disk["checkpoints_bytes"]))
+    table.add_row("a checkpoint", _size(disk["checkpoint"]))
+    table.add_row(f"checkpoints at the most ({disk['most']} at once)", _size(disk["checkpoints_bytes"]))
     table.add_row("checkpoints left at the end", f"{disk['kept']:,}")
-    table.add_row("checkpoints written over the run", _gib(disk["written"]))
-    table.add_row("shards, if no row is read twice", _gib(disk["shards"]))
+    table.add_row("checkpoints written over the run", _size(disk["written"]))
+    table.add_row("shards, if no row is read twice", _size(disk["shards"]))
     return table
 
 
 def _memory(nodes: dict[str, Any], found: dict[str, Any]) -> Table:
     own = nodes["recipe_layout"]
+    rows = found["training"]["micro_batch"]
     table = _table(
         f"memory a rank, {nodes['nodes']} x {found['gpu']['per_node']}, {own['strategy']}, "
-        f"{own['activation_checkpointing']}, {found['training']['micro_batch']} rows: at its peak, the {own['peak_at']}",
+        f"{own['activation_checkpointing']}, {rows} rows: at its peak, the {own['peak_at']}",
         "part",
     )
-    table.add_column("GiB", justify="right")
+    table.add_column("size", justify="right")
     for part, size in own["parts"].items():
-        table.add_row(part, f"{size / 2**30:.2f}")
-    table.add_row("peak", f"{own['peak_bytes'] / 2**30:.2f}", end_section=True)
+        table.add_row(part, _size(size))
+    table.add_row("peak", _size(own["peak_bytes"]), end_section=True)
     for part, size in own["host_parts"].items():
-        table.add_row(f"main memory: {part}", f"{size / 2**30:.2f}")
-    table.add_row("main memory while starting", f"{own['host_start_bytes'] / 2**30:.2f}")
+        table.add_row(f"main memory: {part}", _size(size))
+    table.add_row("main memory while starting", _size(own["host_start_bytes"]))
     return table
 
 
@@ -104,7 +105,7 @@ def _layouts(found: dict[str, Any]) -> Table:
 
 
 def _cell(layout: dict[str, Any], taken: dict[str, Any] | None) -> str:
-    text = f"{layout['peak_bytes'] / 2**30:.1f} / {layout['largest_micro_batch'] or '-'}"
+    text = f"{layout['peak_bytes'] / 2**30:.2f} / {layout['largest_micro_batch'] or '-'}"
     if taken and all(layout[key] == taken[key] for key in ("strategy", "activation_checkpointing")):
         return f"[bold green]* {text}[/bold green]"
     return text if layout["fits"] else f"[dim]{text}[/dim]"
@@ -116,5 +117,5 @@ def _table(title: str, first: str) -> Table:
     return table
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

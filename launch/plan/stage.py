@@ -12,6 +12,7 @@ from launch.plan.layouts import CHECKPOINTING, Layout, Planner, choose, strategi
 from launch.plan.network import planned_config
 from launch.plan.parameters import count_parameters
 from launch.plan.work import run_work
+from pipeline.console import error_console
 from pipeline.data.order import accumulation_steps
 from pipeline.errors import UserError
 from pipeline.gpus import MEMORY_GIB, PEAK_FLOPS_BF16
@@ -38,7 +39,8 @@ class Options:
 
 def plan_and_tell(options: Options, as_json: bool) -> None:
     """Print the plan. Raises `UserError` for what cannot be planned."""
-    found = make_plan(options)
+    with error_console.status("counting what the network's own code allocates"):
+        found = make_plan(options)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -96,7 +98,7 @@ def make_plan(options: Options) -> dict[str, Any]:
             "multiply_accumulates": work.model.as_dict(),
             "recomputed": work.recomputed.as_dict(),
         },
-        "disk": asdict(run_disk(recipe, count_parameters(config), planner.trained, own)),
+        "disk": asdict(run_disk(recipe, planner.parameters, config.vocab_size, planner.trained, own)),
         "nodes": by_nodes,
     }
 
