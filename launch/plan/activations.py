@@ -26,15 +26,26 @@ from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 class MicroBatchMemory:
     """Bytes, over weights and states, while a micro-batch goes forward and backward."""
 
-    peak: int
-    """At the highest point where gradients begin from nothing: activations, and gradients as far as they are there."""
-    peak_beside_sums: int
-    """The same without gradients that are finished: what comes on top where they are added to sums that lie there
-    already, or are moved into DeepSpeed's buckets."""
     forward: int
     """Kept at the end of forward, for backward."""
     gradients: int
     """Of all trained parameters, in their precision."""
+    peaks: tuple[int, ...]
+    """The highest point of each stretch; a stretch ends where the first layers, those in the middle or the last begin.
+    Networks of three layers or more have the same stretches."""
+    peaks_beside_sums: tuple[int, ...]
+
+    @property
+    def peak(self) -> int:
+        """At the highest point where gradients begin from nothing: activations, and gradients as far as they are
+        there."""
+        return max(self.peaks)
+
+    @property
+    def peak_beside_sums(self) -> int:
+        """The same without gradients that are finished: what comes on top where they are added to sums that lie there
+        already, or are moved into DeepSpeed's buckets."""
+        return max(self.peaks_beside_sums)
 
 
 class FakeNetwork:
@@ -65,17 +76,21 @@ class FakeNetwork:
         with self._mode:
             tokens = torch.zeros(rows, seq_len, dtype=torch.int64)
             count = _LiveMemory([*model.parameters(), *model.buffers(), tokens])
-            hooks = [weight.register_post_accumulate_grad_hook(count.finished) for weight in weights]
+            hooks: list[Any] = [weight.register_post_accumulate_grad_hook(count.finished) for weight in weights]
+            layers: Any = model.gpt_neox.layers
+            places = ["first", *["middle"] * (len(layers) - 2), "last"]
+            for layer, place, before in zip(layers, places, ["outside", *places], strict=False):
+                hooks.append(layer.input_layernorm.register_forward_pre_hook(count.entering(place, before)))
             ponder_loss = {"ponder_weight": 0.1, "ponder_fraction": 0.1} if ponder else {}
             with count, _FusedAttention():
                 loss: Any = model(input_ids=tokens, shift_labels=tokens, **ponder_loss).loss
-                forward = count.alive
+                forward, count.phase = count.alive, "backward"
                 loss.backward()
                 del loss
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
-        return MicroBatchMemory(count.peak, count.peak_beside_sums, forward, count.gradients)
+        return MicroBatchMemory(forward, count.gradients, tuple(count.peaks), tuple(count.peaks_beside_sums))
 
 
 class _LiveMemory(TorchDispatchMode):
@@ -85,7 +100,9 @@ class _LiveMemory(TorchDispatchMode):
         super().__init__()
         self._known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in before}
         self._watched: dict[int, tuple[Any, int]] = {}
-        self.alive = self.peak = self.peak_beside_sums = self.gradients = 0
+        self.alive = self.gradients = 0
+        self.peaks, self.peaks_beside_sums = [0], [0]
+        self.phase, self._stretch = "forward", ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:
@@ -103,6 +120,28 @@ class _LiveMemory(TorchDispatchMode):
         if parameter.grad is not None:
             self.gradients += parameter.grad.untyped_storage().nbytes()
 
+    def entering(self, place: str, before: str) -> Callable[..., None]:
+        """A hook for what the layers of a place call first. In backward, a layer is left for the one before it."""
+
+        def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._begin(place)
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(lambda gradient: self._begin(before))
+
+        return hook
+
+    def _begin(self, place: str) -> None:
+        stretch = f"{self.phase} {place}"
+        if stretch != self._stretch:
+            self._stretch = stretch
+            self.peaks.append(0)
+            self.peaks_beside_sums.append(0)
+            self._look()
+
+    def _look(self) -> None:
+        self.peaks[-1] = max(self.peaks[-1], self.alive)
+        self.peaks_beside_sums[-1] = max(self.peaks_beside_sums[-1], self.alive - self.gradients)
+
     def _watch(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
         if key in self._known or key in self._watched:
@@ -110,8 +149,7 @@ class _LiveMemory(TorchDispatchMode):
         size = storage.nbytes()
         self._watched[key] = (weakref.ref(storage, lambda _, key=key: self._freed(key)), size)
         self.alive += size
-        self.peak = max(self.peak, self.alive)
-        self.peak_beside_sums = max(self.peak_beside_sums, self.alive - self.gradients)
+        self._look()
 
     def _freed(self, key: int) -> None:
         self.alive -= self._watched.pop(key)[1]

@@ -1,12 +1,10 @@
 """What micro-batches take in networks of any depth, from runs of shallow ones (`launch.plan.activations`).
 
-Memory grows by the same amount with every layer: two runs, with two layers and with three, give every other number.
-With rows it does not: with few of them the high point lies where the gradients are, with many where activations are.
+In each stretch of a micro-batch memory grows by the same amount with every layer: two runs, with three layers and with
+four, give every other number. The highest of all stretches is another one in a deep network than in a shallow one.
 """
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import torch
 
@@ -16,7 +14,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_train import Phase
 from pipeline.trained_parameters import is_trained
 
-_SHALLOW = (2, 3)
+_SHALLOW = (3, 4)
 """Layers."""
 
 
@@ -36,11 +34,12 @@ class MicroBatches:
 
     def of(self, checkpointing: str, rows: int) -> MicroBatchMemory:
         """What `rows` rows take."""
-        runs = [self._run(checkpointing, layers, rows) for layers in self._layers]
-        if len(runs) == 1:
-            return runs[0]
-        low, high = self._layers
-        return _line(*runs, (self._config.num_hidden_layers - low) / (high - low))
+        first = self._run(checkpointing, self._layers[0], rows)
+        if len(self._layers) == 1:
+            return first
+        second = self._run(checkpointing, self._layers[1], rows)
+        step = self._layers[1] - self._layers[0]
+        return _line(first, second, (self._config.num_hidden_layers - self._layers[0]) / step)
 
     def _run(self, checkpointing: str, layers: int, rows: int) -> MicroBatchMemory:
         key = (checkpointing, layers, rows)
@@ -57,9 +56,18 @@ class MicroBatches:
         return self._known[key]
 
 
-def _line(at_0: MicroBatchMemory, at_1: MicroBatchMemory, where: float) -> MicroBatchMemory:
-    numbers = {}
-    for field in fields(MicroBatchMemory):
-        first, second = getattr(at_0, field.name), getattr(at_1, field.name)
-        numbers[field.name] = round(first + where * (second - first))
-    return MicroBatchMemory(**numbers)
+def _line(first: MicroBatchMemory, second: MicroBatchMemory, where: float) -> MicroBatchMemory:
+    """The straight line through `first` at 0 and `second` at 1, at `where`."""
+
+    def at(one: int, other: int) -> int:
+        return round(one + where * (other - one))
+
+    def all_at(some: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(at(one, other) for one, other in zip(some, others, strict=True))
+
+    return MicroBatchMemory(
+        at(first.forward, second.forward),
+        at(first.gradients, second.gradients),
+        all_at(first.peaks, second.peaks),
+        all_at(first.peaks_beside_sums, second.peaks_beside_sums),
+    )

@@ -73,20 +73,27 @@ def _disk(found: dict[str, Any]) -> Table:
 
 
 def _memory(nodes: dict[str, Any], found: dict[str, Any]) -> Table:
-    own = nodes["recipe_layout"]
-    rows = found["training"]["micro_batch"]
+    """Parts by strategy, under the recipe's activation checkpointing."""
+    own, rows = nodes["recipe_layout"], found["training"]["micro_batch"]
+    kind = own["activation_checkpointing"]
     table = _table(
-        f"memory a rank, {nodes['nodes']} x {found['gpu']['per_node']}, {own['strategy']}, "
-        f"{own['activation_checkpointing']}, {rows} rows: at its peak, the {own['peak_at']}",
+        f"memory of a rank at its peak, GiB: {nodes['nodes']} x {found['gpu']['per_node']}, micro batch {rows}, "
+        f"activation_checkpointing {kind}",
         "part",
     )
-    table.add_column("size", justify="right")
-    for part, size in own["parts"].items():
-        table.add_row(part, _size(size))
-    table.add_row("peak", _size(own["peak_bytes"]), end_section=True)
-    for part, size in own["host_parts"].items():
-        table.add_row(f"main memory: {part}", _size(size))
-    table.add_row("main memory while starting", _size(own["host_start_bytes"]))
+    layouts = [one for one in nodes["layouts"] if one["activation_checkpointing"] == kind]
+    for one in layouts:
+        chosen = one["strategy"] == own["strategy"]
+        table.add_column(f"[bold]{one['strategy']}[/bold]" if chosen else one["strategy"], justify="right")
+    parts = list(dict.fromkeys(part for one in layouts for part in one["parts"]))
+    for part in parts:
+        table.add_row(part, *(_gib(one["parts"].get(part)) for one in layouts), end_section=part == parts[-1])
+    table.add_row("peak", *(_gib(one["peak_bytes"]) for one in layouts))
+    table.add_row("when", *(one["peak_at"] for one in layouts), end_section=True)
+    for part in dict.fromkeys(part for one in layouts for part in one["host_parts"]):
+        table.add_row(f"main memory: {part}", *(_gib(one["host_parts"].get(part)) for one in layouts))
+    if found["gpu"]["name"] != "cpu":
+        table.add_row("main memory at the start", *(_gib(one["host_start_bytes"]) for one in layouts))
     return table
 
 
@@ -119,3 +126,7 @@ def _table(title: str, first: str) -> Table:
 
 def _size(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _gib(size: float | None) -> str:
+    return "" if size is None else f"{size / 2**30:.2f}"
