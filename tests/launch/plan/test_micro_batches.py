@@ -30,18 +30,31 @@ def recipe_with(*overrides: str) -> Recipe:
 @pytest.mark.parametrize("checkpointing", ["none", "activation", "mlp", "layer", "pass"])
 @pytest.mark.parametrize("skip", ["false", "true"])
 def test_layers_beyond_the_fourth_follow_from_those_before(checkpointing, skip):
-    recipe = recipe_with("model.backbone.num_hidden_layers=9", f"train.skip_halted={skip}")
+    recipe = recipe_with("model.backbone.num_hidden_layers=6", f"train.skip_halted={skip}")
     config, _ = planned_config(recipe)
     phase = recipe.train.phases[-1]
     whole = FakeNetwork(config, torch.float32, lambda name: True)
     for rows in (1, 8):
         halting = "skip" if skip == "true" else "masked"
         exact = whole.micro_batch(rows, recipe.tokenize.seq_len, checkpointing, halting, ponder=True)
-        told = MicroBatches(recipe, config, phase).of(checkpointing, rows)
+        own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": rows})})
+        told = MicroBatches(own, config, phase).of(checkpointing, rows)
         assert told.gradients == exact.gradients
         assert told.forward == exact.forward
         assert told.peak == exact.peak
         assert told.peak_beside_sums == exact.peak_beside_sums
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "layer"])
+def test_rows_beyond_a_full_chunk_follow_from_two_micro_batches(checkpointing):
+    recipe = recipe_with("train.micro_batch=1")
+    config, _ = planned_config(recipe)
+    batches = MicroBatches(recipe, config, recipe.train.phases[-1])
+    whole = FakeNetwork(config, torch.float32, lambda name: True)
+    # Four rows of 64 tokens fill the chunk of 256.
+    for rows in (6, 12, 50):
+        exact = whole.micro_batch(rows, recipe.tokenize.seq_len, checkpointing, "masked", ponder=True)
+        assert batches.of(checkpointing, rows).peak == pytest.approx(exact.peak, rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "activation", "mlp", "layer", "pass"])

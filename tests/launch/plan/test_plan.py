@@ -36,6 +36,7 @@ def test_everything_is_in_the_json():
     assert of_eight < of_two
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_seen_and_another_strategy_taken():
     """Ever less memory asks for ever more splitting, until nothing fits. A network of 0.2 billion parameters."""
     wide = ["--set", "train.precision=bf16", "--set", "model.backbone.hidden_size=4096", *SMALL]
