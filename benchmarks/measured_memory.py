@@ -1,7 +1,7 @@
 """One rank of real trainings whose peak of resident memory is read, one after another in one process.
 
-`torchrun --module benchmarks.measured_memory OUT RECIPES`, where RECIPES is a file with a list of resolved recipes by
-name as JSON; rank 0 writes what all ranks measured to OUT. On the CPU and on Linux: the kernel counts.
+`torchrun --module benchmarks.measured_memory OUT RECIPES`, where RECIPES is a file with resolved recipes by name as
+JSON; rank 0 writes what all ranks measured to OUT. On the CPU and on Linux: the kernel counts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measurement import give_memory_back, resident
+from launch.local import die_with_parent
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
 from pipeline.training.computation import set_computation
@@ -90,6 +91,7 @@ def _let_go() -> None:
 
 
 def main() -> None:
+    die_with_parent()
     give_memory_back()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)

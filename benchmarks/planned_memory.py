@@ -1,6 +1,6 @@
 """What `adaponder plan` says of a rank's memory beside what real trainings take, on the CPU.
 
-    python -m benchmarks.planned_memory [--ranks 1 2] [--only quickstart] [--output FILE]
+    python -m benchmarks.planned_memory [--ranks 1 2] [--only quickstart] [--strategies zero1] [--output FILE]
 
 Each line of JSON is a network under a strategy. The trainings run under torchrun in processes of their own
 (`benchmarks.measured_memory`), on random tokens, two steps each.
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ NETWORKS = {
     "70m": [
         *("model.backbone.vocab_size=50304", "model.backbone.hidden_size=512", "model.backbone.num_attention_heads=8"),
         *("model.backbone.intermediate_size=2048", "model.backbone.num_hidden_layers=6"),
-        *("tokenize.seq_len=256", "train.micro_batch=1", "train.global_batch=4"),
+        *("tokenize.seq_len=256", "train.micro_batch=1", "train.global_batch=2"),
     ],
 }
 """What is set in the quickstart's recipe: its own network, and Pythia-70M's shape with short rows."""
@@ -38,11 +38,11 @@ _SMALL = ["model.backbone.hidden_size=32", "model.backbone.intermediate_size=64"
 _SECONDS = 280
 
 
-def recipes_of(network: str) -> dict[str, Recipe]:
+def recipes_of(network: str, strategies: Sequence[str] = STRATEGIES) -> dict[str, Recipe]:
     """A recipe for each strategy."""
     return {
         strategy: read_recipe("quickstart", [*NETWORKS[network], f"train.strategy={strategy}"])
-        for strategy in STRATEGIES
+        for strategy in strategies
     }
 
 
@@ -54,9 +54,9 @@ def predicted(recipe: Recipe, ranks: int) -> tuple[int, dict[str, int]]:
     return memory.peak, memory.moments
 
 
-def compared(network: str, ranks: int) -> Iterator[dict[str, Any]]:
+def compared(network: str, ranks: int, strategies: Sequence[str] = STRATEGIES) -> Iterator[dict[str, Any]]:
     """Prediction and measurement for each strategy."""
-    recipes = recipes_of(network)
+    recipes = recipes_of(network, strategies)
     found = measure(recipes, ranks)
     for strategy, recipe in recipes.items():
         peak, moments = predicted(recipe, ranks)
@@ -76,7 +76,7 @@ def compared(network: str, ranks: int) -> Iterator[dict[str, Any]]:
 
 def measure(recipes: dict[str, Recipe], ranks: int) -> dict[str, list[dict[str, int]]]:
     """Peaks of each rank by recipe and part, bytes; small networks run before, so that all code is loaded."""
-    warm = {f"warm {stage}": read_recipe("quickstart", [*_SMALL, f"train.strategy={stage}"]) for stage in STRATEGIES}
+    warm = {f"warm {name}": read_recipe("quickstart", [*_SMALL, f"train.strategy={name}"]) for name in recipes}
     with tempfile.TemporaryDirectory() as folder:
         listed, out = Path(folder) / "recipes.json", Path(folder) / "found.json"
         listed.write_text(json.dumps({name: recipe.resolved() for name, recipe in (warm | recipes).items()}))
@@ -102,12 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Predicted and measured memory of trainings on the CPU.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", choices=NETWORKS)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--output", type=Path, help="file that the lines go to as well")
     chosen = parser.parse_args()
     lines = []
     for network in [chosen.only] if chosen.only else NETWORKS:
         for ranks in chosen.ranks:
-            for line in compared(network, ranks):
+            for line in compared(network, ranks, chosen.strategies):
                 lines.append(json.dumps(line))
                 print(lines[-1], flush=True)
     if chosen.output:
