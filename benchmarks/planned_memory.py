@@ -30,7 +30,7 @@ NETWORKS = {
     "70m": [
         *("model.backbone.vocab_size=50304", "model.backbone.hidden_size=512", "model.backbone.num_attention_heads=8"),
         *("model.backbone.intermediate_size=2048", "model.backbone.num_hidden_layers=6"),
-        *("tokenize.seq_len=256", "train.micro_batch=1", "train.global_batch=2"),
+        *("tokenize.seq_len=64", "train.micro_batch=1", "train.global_batch=2"),
     ],
 }
 """What is set in the quickstart's recipe: its own network, and Pythia-70M's shape with short rows."""
