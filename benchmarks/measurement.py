@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks.shapes import MAX_PASSES, SHAPES
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's names for its parameters
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -138,3 +140,18 @@ class Report:
             beside.write_text("[\n" + ",\n".join(self._lines) + "\n]\n", encoding="utf-8")
             beside.replace(self._output)
             print(f"{self._output}: {len(self._lines)} items", file=sys.stderr)
+
+
+def give_memory_back() -> None:
+    """Tell the C library to give every large block back at once, so that what it keeps for later is not measured."""
+    library = ctypes.CDLL(None)
+    if not (library.mallopt(_MMAP_THRESHOLD, 1 << 16) and library.mallopt(_TRIM_THRESHOLD, 1 << 16)):
+        raise SystemExit("the C library does not take mallopt: memory cannot be measured on this system")
+
+
+def resident(which: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the peak."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {which}: memory is measured on Linux only")

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measurement import Report, arguments, parsed, ratios, spread
+from benchmarks.measurement import Report, arguments, give_memory_back, parsed, ratios, resident, spread
 from benchmarks.training_sides import CHUNK, SINGLE, SINGLE_CHUNKED, training_steps
 
 BOUNDS = {"logits in chunks, activation functions recomputed": 0.4}
 CHECKPOINTED_BOUND = 1.4
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's names for its parameters
 
 
 def main() -> None:
@@ -31,9 +30,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every kind of activation checkpointing")
     chosen = parsed(parser)
     if not chosen.device.startswith("cuda"):
-        library = ctypes.CDLL(None)
-        if not (library.mallopt(_MMAP_THRESHOLD, 1 << 16) and library.mallopt(_TRIM_THRESHOLD, 1 << 16)):
-            raise SystemExit("the C library does not take mallopt: memory cannot be measured on this system")
+        give_memory_back()
     steps = training_steps(chosen, single_pass=True)
     peaks: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(chosen.rounds):
@@ -68,17 +65,9 @@ def _peak_of(step: Callable[[], None], device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from now
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step()
-    return _resident("VmHWM") - before
-
-
-def _resident(which: str) -> int:
-    """Bytes: VmRSS now, VmHWM at the peak."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {which}: memory is measured on Linux only")
+    return resident("VmHWM") - before
 
 
 if __name__ == "__main__":

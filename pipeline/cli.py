@@ -21,6 +21,7 @@ from pipeline.command_line import cores, reported
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
 from pipeline.launch_commands import app as launch_commands
+from pipeline.plan_command import plan
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
@@ -37,6 +38,7 @@ app.add_typer(checkpoint_commands, name="checkpoint")
 app.command()(status)
 app.command()(logs)
 app.add_typer(launch_commands)
+app.command()(plan)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[

@@ -20,12 +20,12 @@ from pipeline.errors import UserError
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe import DataSection, ModelSection, Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.trained_parameters import check_trained
 from pipeline.training.computation import check_computation
 from pipeline.training.elastic import Loading, choose_loading
 from pipeline.training.guards import check_guards
 from pipeline.training.model_start import model_config
 from pipeline.training.strategy import check_strategy
-from pipeline.training.trained_parameters import check_trained
 
 CPU_RANKS = 2
 """Ranks for `train.ranks: auto` on a machine without a GPU: enough to be a distributed run."""

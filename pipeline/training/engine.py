@@ -13,10 +13,10 @@ from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
 from pipeline.recipe import Recipe
 from pipeline.recipe_train import OptimizerSection, Phase
+from pipeline.trained_parameters import is_trained
 from pipeline.training.fewer_copies import spare_copies
 from pipeline.training.phases import LearningRates
 from pipeline.training.strategy import engine_config, read_strategy, uses_cpu_adam
-from pipeline.training.trained_parameters import is_trained
 
 
 class Engine(Protocol):

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from pipeline.data.batches import TrainingBatches
 from pipeline.errors import WorldError
+from pipeline.kept_checkpoints import saves_at
 from pipeline.recipe import Recipe
 from pipeline.training.agreement import begin_together
 from pipeline.training.checks import TrainingPlan
@@ -28,7 +29,6 @@ from pipeline.training.passed_over import PassedOver
 from pipeline.training.phases import Segment, learning_rates, phase_at, ponder_fraction
 from pipeline.training.rank_checks import check_ranks
 from pipeline.training.rank_times import RankTimes
-from pipeline.training.retention import saves_at
 from pipeline.training.step_clock import StepClock
 from pipeline.training.step_metrics import StepSums
 from pipeline.training.stopping import Stopped

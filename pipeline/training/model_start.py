@@ -5,40 +5,12 @@ From scratch, from any GPT-NeoX checkpoint, or from an AdaPonder one; hub ids go
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import Any
-
 import torch
-from transformers import GPTNeoXConfig, PretrainedConfig
 
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
-from pipeline.recipe import Architecture, Recipe
-
-
-def model_config(recipe: Recipe) -> AdaPonderConfig:
-    """The network's configuration; `UserError` when the backbone cannot be read, is no GPT-NeoX or does not go with the
-    model section."""
-    backbone = recipe.model.backbone
-    if isinstance(backbone, Architecture):
-        base = GPTNeoXConfig(
-            **backbone.model_dump(exclude={"rotary_pct"}),
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": backbone.rotary_pct,
-            },
-            bos_token_id=0,
-            eos_token_id=0,
-            tie_word_embeddings=False,
-        )
-    else:
-        base = _published_config(backbone)
-    try:
-        return AdaPonderConfig.from_gpt_neox(base, **_adaponder_fields(recipe, base.hidden_size))
-    except ValueError as error:  # of a backbone by name the recipe alone does not know enough
-        raise UserError(f"model: {_first_line(error)}") from error
+from pipeline.model import AdaPonderForCausalLM
+from pipeline.network_config import adaponder_fields, first_line, local_folder, model_config
+from pipeline.recipe import Recipe
 
 
 def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
@@ -48,57 +20,10 @@ def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
     if recipe.model.start == "scratch":
         return AdaPonderForCausalLM(config).float()
     backbone = str(recipe.model.backbone)
-    local = _local_folder(backbone)
+    local = local_folder(backbone)
     try:
         return AdaPonderForCausalLM.from_backbone(
-            str(local or backbone), **_adaponder_fields(recipe, config.hidden_size)
+            str(local or backbone), **adaponder_fields(recipe, config.hidden_size)
         ).float()
     except (OSError, ValueError) as error:
-        raise UserError(f"model.backbone {backbone}: its weights cannot be taken: {_first_line(error)}") from error
-
-
-def _adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
-    section = recipe.model
-    return {
-        # An AdaPonder's own folder may say otherwise; every phase sets it anew.
-        "halting": "masked",
-        "max_passes": section.max_passes,
-        "halt_threshold": section.halt_threshold,
-        "gate_on_last_pass": section.gate_on_last_pass,
-        "ponder_loss_on": section.ponder_loss_on,
-        "kv_reuse": section.kv_reuse,
-        "freeze_halted": section.freeze_halted,
-        "embed_scale": math.sqrt(hidden_size) if section.scale_embeds else 1.0,
-        "initial_embed_scale": section.initial_embed_scale,
-        "gate_bias": section.gate_bias,
-        "mixture_top_k": section.mixture_top_k,
-    }
-
-
-def _local_folder(backbone: str) -> Path | None:
-    """The folder that `backbone` names, or None for a hub id; `UserError` for a path that holds no checkpoint."""
-    path = Path(backbone).expanduser()
-    if not (backbone.startswith((".", "/", "~")) or path.exists()):
-        return None
-    if not (path / "config.json").is_file():
-        raise UserError(f"model.backbone {backbone}: no such checkpoint folder (it would hold config.json)")
-    return path
-
-
-def _published_config(backbone: str) -> GPTNeoXConfig:
-    where = str(_local_folder(backbone) or backbone)
-    try:
-        model_type = PretrainedConfig.get_config_dict(where)[0].get("model_type")
-        classes = {found.model_type: found for found in (GPTNeoXConfig, AdaPonderConfig)}
-        if model_type in classes:
-            return classes[model_type].from_pretrained(where)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.backbone {backbone}: neither a folder here nor a model of the hub within reach: "
-            f"{_first_line(error)}; on a machine without network give a local path"
-        ) from error
-    raise UserError(f"model.backbone {backbone} is a {model_type}, not a GPT-NeoX (Pythia) network")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"model.backbone {backbone}: its weights cannot be taken: {first_line(error)}") from error

@@ -5,31 +5,15 @@ Counted honestly (method section 7): vocabulary head, mixture and gates are in (
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
+from pipeline.gpus import peak_of
 from pipeline.model import AdaPonderConfig
 from pipeline.model.flops import mean_keys, training_work
 from pipeline.recipe import Recipe
-
-PEAK_FLOPS_BF16 = {
-    # Dense bf16 peaks from the vendors' data sheets, FLOP/s for a device as torch counts them (MI250: one of its dies).
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "GB200": 2450e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "A10G": 70e12,
-    "MI250X": 191e12,
-    "MI300X": 1307e12,
-}
 
 
 class Throughput:
@@ -93,9 +77,3 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return peak_of(torch.cuda.get_device_name(device))
-
-
-def peak_of(device_name: str) -> float | None:
-    """The peak of the chip that stands as a word of its own in a device's name ("NVIDIA A100-SXM4-80GB")."""
-    known = [chip for chip in PEAK_FLOPS_BF16 if re.search(rf"\b{chip}\b", device_name)]
-    return PEAK_FLOPS_BF16[max(known, key=len)] if known else None

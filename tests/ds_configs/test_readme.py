@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ds_configs
-from pipeline.training.state_memory import memory_table
+from launch.plan.state_memory import memory_table
 
 FOLDER = Path(ds_configs.__file__).parent
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import complete_checkpoints, load_model
-from pipeline.training.trained_parameters import is_trained
+from pipeline.trained_parameters import is_trained
 from tests.conftest import Runs
 
 pytestmark = pytest.mark.slow

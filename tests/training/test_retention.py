@@ -15,10 +15,11 @@ from pipeline.checkpoint import checkpoint_name, complete_folders, step_of
 from pipeline.checkpoint_lock import Removal, reading, remove_unless_read
 from pipeline.checkpoint_marker import measured, write_marker
 from pipeline.errors import WorldError
+from pipeline.kept_checkpoints import saves_at, superfluous
 from pipeline.recipe_reader import parse_recipe
 from pipeline.recipe_train import TrainSection
 from pipeline.run_folder import RunFolder
-from pipeline.training.retention import Retention, saves_at, superfluous
+from pipeline.training.retention import Retention
 from tests.conftest import Runs, tiny_recipe
 from tests.training.test_training import KEYS, largest_difference
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.training.state_memory import state_memory
+from launch.plan.state_memory import state_memory
 from tests.training.strategy_runs import PATTERN, STRATEGIES, SUMS
 
 pytestmark = pytest.mark.slow

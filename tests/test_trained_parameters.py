@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.recipe_reader import read_recipe
+from pipeline.trained_parameters import check_trained, is_trained
 from pipeline.training.model_start import model_config
-from pipeline.training.trained_parameters import check_trained, is_trained
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What a training's states take in memory on each rank: weights, gradients, fp32 master weights and AdamW's moments.
 
-`python -m pipeline.training.state_memory` prints the tables of ds_configs/README.md. Activations and DeepSpeed's
+`python -m launch.plan.state_memory` prints the tables of ds_configs/README.md. Activations and DeepSpeed's
 buckets for communication come on top.
 """
 
@@ -8,30 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.recipe import Architecture
+from launch.plan.parameters import architecture_parameters
+from launch.plan.pythia import PYTHIA
 
 WEIGHTS, MASTERS_AND_MOMENTS, FP32_GRADIENTS = 2, 12, 4
 """Bytes a parameter in bf16 training: bf16 weights; fp32 master weights and two moments; gradients for AdamW."""
 GRADIENT_SUMS = {"bf16": 2, "fp32": 4}
 """Bytes a parameter of gradients, by `train.grad_accum_dtype`."""
 
-PYTHIA = {
-    "410M": Architecture(
-        vocab_size=50304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
-    ),
-    "1.4B": Architecture(
-        vocab_size=50304, hidden_size=2048, num_hidden_layers=24, num_attention_heads=16, intermediate_size=8192
-    ),
-    "2.8B": Architecture(
-        vocab_size=50304, hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240
-    ),
-}
+TABLE_SIZES = ("410M", "1.4B", "2.8B")
 RANKS = (2, 8, 64)
 
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes of states that one rank keeps while it trains in bf16."""
+    """Bytes of states that one rank keeps while it trains."""
 
     gpu: float
     host: float
@@ -39,7 +30,12 @@ class StateMemory:
 
 
 def state_memory(
-    parameters: int, stage: int, ranks: int, grad_accum_dtype: str = "bf16", *, offload: bool = False
+    parameters: int,
+    stage: int,
+    ranks: int,
+    grad_accum_dtype: str = "bf16",
+    *,
+    offload: bool = False,
 ) -> StateMemory:
     """States of a network of `parameters` under ZeRO `stage` on `ranks` ranks, all of it trained, in bf16.
 
@@ -60,18 +56,9 @@ def state_memory(
     return StateMemory(gpu=weights + gradients + MASTERS_AND_MOMENTS * (share if stage else parameters), host=0.0)
 
 
-def parameter_count(network: Architecture, max_passes: int = 4) -> int:
-    """Parameters of an AdaPonder network on that backbone, its gates (one a pass but the last) included."""
-    h, inner = network.hidden_size, network.intermediate_size
-    norm = 2 * h
-    layer = 2 * norm + (3 * h * h + 3 * h) + (h * h + h) + (h * inner + inner) + (inner * h + h)
-    gate = (4 * h * h + 4 * h) + (4 * h + 1)
-    return 2 * network.vocab_size * h + network.num_hidden_layers * layer + norm + (max_passes - 1) * gate
-
-
 def memory_table() -> str:
     """The README's table: GB a GPU, and where states are offloaded, GB of main memory a rank after a plus sign."""
-    columns = [(size, ranks) for size in PYTHIA for ranks in RANKS]
+    columns = [(size, ranks) for size in TABLE_SIZES for ranks in RANKS]
     lines = [
         "| | " + " | ".join(f"{size} on {ranks}" for size, ranks in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
@@ -88,7 +75,9 @@ def memory_table() -> str:
     ):
         cells = []
         for size, ranks in columns:
-            found = state_memory(parameter_count(PYTHIA[size]), stage, ranks, accumulation, offload=offload)
+            found = state_memory(
+                architecture_parameters(PYTHIA[size]).total, stage, ranks, accumulation, offload=offload
+            )
             cells.append(f"{found.gpu / 1e9:.1f}" + (f" + {found.host / 1e9:.1f}" if offload else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
