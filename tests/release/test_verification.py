@@ -87,7 +87,7 @@ def test_a_cache_that_forgets_is_refused(exported, tmp_path):
     """The plain path, which has no such cache, is as it was; only decoding tells."""
     model, trained_logits, folder = exported
     code = folder / "adaponder_cache.py"
-    whole = "*self.moving[pass_index : pass_index + 1]"
+    whole = "        spans += [Span(segment, 1) for segment in self.moving[pass_index : pass_index + 1]]\n"
     assert whole in code.read_text()
     code.write_text(code.read_text().replace(whole, ""))
     with pytest.raises(WorldError, match="release refused: .* decodes with logits that differ .* by up to"):
