@@ -73,17 +73,11 @@ class SavesInFlight:
         self._abandoned = threading.Event()
         self._lost = 0.0
         self._waiting_since: float | None = None
-        self._seconds_lost = 0.0
 
     @property
     def failed(self) -> bool:
         """Whether this rank knows of a checkpoint that could not be made whole."""
         return self._failure is not None
-
-    def seconds_lost(self) -> float:
-        """How long this rank's training has stood still for saves since it was asked last."""
-        lost, self._seconds_lost = self._seconds_lost, 0.0
-        return lost
 
     def begin(
         self,
@@ -101,7 +95,6 @@ class SavesInFlight:
         began += time.monotonic() - before  # which is the other one's
         files = take(self._memory)
         self._lost = time.monotonic() - began
-        self._seconds_lost += self._lost
         # Not waited for by an interpreter that ends: it may itself wait for a rank that is gone.
         self._thread = threading.Thread(target=self._run, args=(files, began, completed), name="saving", daemon=True)
         self._thread.start()
@@ -114,10 +107,9 @@ class SavesInFlight:
         Raises on every rank what kept it from being so on any: `WorldError` naming the file when a disk refused.
         """
         if self._thread is not None:
-            began = self._waiting_since = time.monotonic()
+            self._waiting_since = time.monotonic()
             self._hurry(self._thread)
             self._thread.join()
-            self._seconds_lost += time.monotonic() - began
             self._waiting_since = self._thread = None
         if self._failure is not None:
             self._raise(self._message)

@@ -43,7 +43,6 @@ def in_order(engine: Engine, recipe: Recipe, folder: Path) -> dict[str, Any]:
     with SavesInFlight(background=True) as saves:
         state = state_of(recipe, 1, None)
         begin(saves, engine, folder, state, completed.append, partial(written_after, event))
-        at_once = saves.seconds_lost()
         threading.Timer(0.5, event.set).start()
         before: list[bool] = []
 
@@ -59,10 +58,8 @@ def in_order(engine: Engine, recipe: Recipe, folder: Path) -> dict[str, Any]:
             completed.append,
             note,
         )
-        waited = saves.seconds_lost()
     return {
         "before": before,
-        "lost": [at_once, waited],
         "events": [[one.seconds, one.seconds_lost] for one in completed],
         "complete": has_checkpoint(folder) and (folder / "step-00000003" / "COMPLETE").exists(),
     }
