@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from pipeline.recipe_preflight import PreflightSection
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
 
@@ -205,6 +206,7 @@ class ClusterSection(Section):
     """How many jobs the tokenization is shared by."""
     tokenize_cpus: PositiveInt = 8
     """Cores of each of them."""
+    preflight: PreflightSection = PreflightSection()
     container: ContainerSection = ContainerSection()
     slurm: SlurmSection = SlurmSection()
     hosts: HostsSection = HostsSection()

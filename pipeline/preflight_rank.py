@@ -1,0 +1,71 @@
+"""The process of one rank of a preflight: `torchrun --module pipeline.preflight_rank RECIPE --runs ROOT`.
+
+Started like a rank of the training and before it, in a process of its own: what it joins and allocates is gone when
+the training starts, and a check that hangs or is killed takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.local import die_with_parent
+from pipeline.errors import AdaPonderError
+from pipeline.recipe_reader import read_recipe
+from pipeline.run_folder import RunFolder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where nothing failed; else 1, on every rank, and rank 0 has said what."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="pipeline.preflight_rank")
+    parser.add_argument("recipe")
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--gpus-per-node", type=int)
+    parser.add_argument("--not-tokenized", action="store_true")
+    given = parser.parse_args(arguments)
+    recipe = read_recipe(given.recipe)
+    folder = RunFolder(given.runs.absolute(), recipe)
+
+    from launch.preflight.check import Checked, Context
+    from launch.preflight.meeting import meet
+    from launch.preflight.report import show, write_report
+    from launch.preflight.run_checks import ON_RANKS, failures, run_checks
+    from pipeline.console import console, error_console
+    from pipeline.training.mock_step import mock_step
+
+    try:
+        meeting = meet(recipe.cluster.preflight.timeout_seconds, os.environ)
+        context = Context(recipe, folder, meeting, given.gpus_per_node, not given.not_tokenized, mock_step)
+
+        def report(done: list[Checked]) -> None:
+            show(context, done)
+            write_report(context, done)
+
+        def tell(name: str) -> None:
+            if console.is_terminal:
+                console.print(f"preflight: {name} ...", style="dim")
+
+        done = run_checks(context, ON_RANKS, tell, report)
+        meeting.part()
+        return 1 if failures(done) else 0
+    except (AdaPonderError, OSError) as error:
+        error_console.print(f"preflight: {error}", style="red", markup=False)
+        return 1
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A rank must not wait for the others in an exit handler: they may be waiting for it.
+        os._exit(code)
