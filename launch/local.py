@@ -50,7 +50,7 @@ def run_ranks(
             command,
             stderr=log,
             env={**os.environ, **environment},
-            preexec_fn=become_torchrun,
+            preexec_fn=before_child,
         )
         return wait_for_ranks(process)
 
@@ -73,8 +73,9 @@ def wait_for_ranks(process: subprocess.Popen, same_request_seconds: float = 0.0)
         raise
 
 
-def become_torchrun() -> None:
-    """What a process does before it becomes torchrun: it ends with its parent, and hears no signals to stop."""
+def before_child() -> None:
+    """What a process does before it becomes torchrun or a rank's helper: it ends with its parent, and hears no signals
+    to stop."""
     die_with_parent()
     # A scheduler signals every process of a job. torchrun would kill the ranks 30 s after a SIGTERM, and die of a
     # SIGUSR1; so it hears neither, and the ranks, which are born with this, neither until they listen themselves.

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from launch.local import become_torchrun, threads_per_rank, wait_for_ranks
+from launch.local import before_child, threads_per_rank, wait_for_ranks
 
 _SAME_REQUEST_SECONDS = 5.0
 """Slurm signals this process, and once more through srun: all of it is one request."""
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             *(("--local-addr", address_towards(endpoint)) if endpoint else ()),
             *arguments,
         ]
-        process = subprocess.Popen(command, env=environment, preexec_fn=become_torchrun)
+        process = subprocess.Popen(command, env=environment, preexec_fn=before_child)
         code = wait_for_ranks(process, _SAME_REQUEST_SECONDS)
     return code if code >= 0 else 128 - code
 

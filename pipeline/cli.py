@@ -22,6 +22,7 @@ from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
 from pipeline.launch_commands import app as launch_commands
 from pipeline.plan_command import plan
+from pipeline.preflight_command import check_with_ranks, preflight
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
@@ -39,6 +40,7 @@ app.command()(status)
 app.command()(logs)
 app.add_typer(launch_commands)
 app.command()(plan)
+app.command()(preflight)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[
@@ -127,9 +129,14 @@ def train(
     overrides: SetOption = None,
     runs: RunsOption = None,
     resume: ResumeOption = Resume.auto,
+    check: Annotated[
+        bool, typer.Option("--preflight", help="Check this machine first, as `adaponder preflight` does.")
+    ] = False,
 ) -> None:
     """Shards become checkpoints; continues where it stopped."""
     read, folder = _open(recipe, overrides, runs)
+    if check:
+        check_with_ranks(read, folder, tokenized=True)
     from pipeline.training.stage import train as stage
 
     stage(read, folder, resume.value)

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.command_line import reported
 from pipeline.console import console
+from pipeline.preflight_command import check_here
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
@@ -47,6 +48,12 @@ def launch(
         int | None, typer.Option("--gpus-per-node", min=0, help="Instead of cluster.gpus_per_node.")
     ] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Start or submit it, too.")] = False,
+    check_first: Annotated[
+        bool,
+        typer.Option(
+            "--preflight/--no-preflight", help="Check this machine before submitting, and the nodes before training."
+        ),
+    ] = True,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated."),
@@ -64,6 +71,7 @@ def launch(
     chosen = list(overrides or [])
     chosen += [] if nodes is None else [f"cluster.nodes={nodes}"]
     chosen += [] if gpus_per_node is None else [f"cluster.gpus_per_node={gpus_per_node}"]
+    chosen += [] if check_first else ["cluster.preflight.before_training=false"]
     if target is Target.local and gpus_per_node:
         chosen.append(f"train.ranks={gpus_per_node}")
     read = read_recipe(recipe, chosen)
@@ -97,6 +105,8 @@ def _launch(
         module.check(given, submit)
         _check_training(given, recipe.cluster.nodes * recipe.cluster.ranks)
         files = module.files(given)
+    if submit and target != "kubernetes" and recipe.cluster.preflight.before_training:
+        check_here(recipe, given.folder)
     written = write_launch(given, files)
     for path in written:
         if path.name in files and (stage == "all" or path.name == START or path.name.startswith(stage)):

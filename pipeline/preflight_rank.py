@@ -12,9 +12,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.local import die_with_parent
 from pipeline.errors import AdaPonderError
+from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipeline.preflight_rank")
     parser.add_argument("recipe")
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--gpus-per-node", type=int)
+    parser.add_argument("--gpus-per-node", metavar="N|ranks")
+    parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--not-tokenized", action="store_true")
     given = parser.parse_args(arguments)
     recipe = read_recipe(given.recipe)
@@ -36,18 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from launch.preflight.report import show, write_report
     from launch.preflight.run_checks import ON_RANKS, failures, run_checks
     from pipeline.console import console, error_console
-    from pipeline.training.mock_step import mock_step
+
+    def mock_step(recipe: Recipe) -> dict[str, Any]:
+        from pipeline.training import mock_step  # DeepSpeed takes seconds, and most of what is wrong shows before
+
+        return mock_step.mock_step(recipe)
 
     try:
         meeting = meet(recipe.cluster.preflight.timeout_seconds, os.environ)
-        context = Context(recipe, folder, meeting, given.gpus_per_node, not given.not_tokenized, mock_step)
+        gpus = given.gpus_per_node if given.gpus_per_node in (None, "ranks") else int(given.gpus_per_node)
+        context = Context(recipe, folder, meeting, gpus, not given.not_tokenized, mock_step)
 
         def report(done: list[Checked]) -> None:
-            show(context, done)
+            if not given.quiet:
+                show(context, done)
             write_report(context, done)
 
         def tell(name: str) -> None:
-            if console.is_terminal:
+            if console.is_terminal and not given.quiet:
                 console.print(f"preflight: {name} ...", style="dim")
 
         done = run_checks(context, ON_RANKS, tell, report)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed", "skipped"]
 
 
+_GRAVITY: tuple[Verdict, ...] = ("skipped", "ok", "warning", "failed")
+
+
 @dataclass(frozen=True)
 class Place:
     """A rank and where it runs."""
@@ -59,8 +62,8 @@ class Context:
     recipe: Recipe
     folder: RunFolder
     meeting: Meeting
-    gpus_per_node: int | None
-    """How many a node has to have; None: as many as it has ranks, where it has any."""
+    gpus_per_node: int | Literal["ranks"] | None
+    """How many a node has to have; ranks: one for each; None: the same, where it has any."""
     tokenized: bool
     """Whether the shards have to be there already."""
     mock_step: Callable[[Recipe], dict[str, Any]] | None = None
@@ -98,8 +101,9 @@ class Checked:
 
     @property
     def verdict(self) -> Verdict:
-        order: tuple[Verdict, ...] = ("skipped", "ok", "warning", "failed")
-        return max((finding.verdict for finding in self.findings), key=order.index, default="ok")
+        """The gravest of its findings."""
+        there = [finding.verdict for finding in self.findings]
+        return max(there, key=_GRAVITY.index, default="ok")
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "verdict": self.verdict, "seconds": round(self.seconds, 3)} | {

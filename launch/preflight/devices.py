@@ -30,23 +30,23 @@ def judge(context: Context, told: Sequence[Told]) -> list[Finding]:
     ranks = {node.place.node: sum(each.place.node == node.place.node for each in told) for node in nodes}
     kinds: dict[str, list[str]] = {}
     for node in nodes:
-        host, gpus, wanted = node.place.host, node.seen, context.gpus_per_node
-        if wanted is not None and len(gpus) < wanted:
+        host, gpus, count = node.place.host, node.seen, ranks[node.place.node]
+        wanted = context.gpus_per_node
+        if wanted is None:
+            wanted = "ranks" if gpus else 0
+        if len(gpus) < (count if wanted == "ranks" else wanted):
+            asked = f"its {count} ranks need one each" if wanted == "ranks" else f"{wanted} are asked for"
             findings.append(
                 Finding(
                     "failed",
-                    f"{host} has {_gpus(len(gpus))}, cluster.gpus_per_node says {wanted}: take the node out, or look "
-                    "at its driver, CUDA_VISIBLE_DEVICES and what the scheduler gave",
+                    f"{host} has {_gpus(len(gpus))}, {asked}: take the node out, or look at its driver, "
+                    "CUDA_VISIBLE_DEVICES and what the scheduler gave",
                 )
             )
-        elif gpus and wanted != 0 and len(gpus) < ranks[node.place.node]:
-            findings.append(
-                Finding("failed", f"{host} has {_gpus(len(gpus))} for {ranks[node.place.node]} ranks: each needs one")
-            )
-        for number, gpu in enumerate(gpus[: wanted if wanted is not None else None]):
+        for number, gpu in enumerate(gpus[: count if wanted == "ranks" else wanted]):
             kinds.setdefault(gpu["name"], []).append(host)
             taken = gpu["total_bytes"] - gpu["free_bytes"]
-            if taken > IDLE_BYTES + ranks[node.place.node] * (512 << 20):
+            if taken > IDLE_BYTES:
                 findings.append(
                     Finding(
                         "failed",

@@ -21,7 +21,7 @@ from launch.preflight.check import Place, Told, named
 from pipeline.errors import WorldError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 _GRACE_SECONDS = 30.0
 """That ranks wait longer than rank 0 does, which names the silent ones."""
@@ -89,7 +89,8 @@ def meet(seconds: float, environment: Mapping[str, str]) -> Meeting:
 
     Raises `WorldError` where not all of them come within `seconds`.
     """
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     limit = timedelta(seconds=seconds)
     try:

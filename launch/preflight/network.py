@@ -24,6 +24,7 @@ def look(context: Context) -> dict[str, Any]:
     """Joins the group, unless an address says beforehand that it would fail."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     meeting = context.meeting
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -37,7 +38,7 @@ def look(context: Context) -> dict[str, Any]:
     try:
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("group", meeting.store),
+            store=PrefixStore("group", meeting.store),
             rank=meeting.rank,
             world_size=len(meeting.places),
             timeout=timedelta(seconds=context.settings.timeout_seconds),

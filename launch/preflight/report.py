@@ -45,7 +45,8 @@ def write_report(context: Context, done: Sequence[Checked]) -> Path:
 def show(context: Context, done: Sequence[Checked]) -> None:
     """Print the table."""
     meeting = context.meeting
-    where = f"{len(meeting.places)} ranks on {meeting.nodes} nodes" if meeting.store else f"on {meeting.me.host}"
+    nodes = f"{meeting.nodes} nodes" if meeting.nodes > 1 else meeting.me.host
+    where = f"{len(meeting.places)} ranks on {nodes}" if meeting.store else f"seen from {nodes}"
     table = Table(title=f"preflight of {context.recipe.name}, {where}", title_justify="left")
     for column in ("check", "", "found"):
         table.add_column(column, overflow="fold")

@@ -96,12 +96,12 @@ def _multiply(device: Any, size: int) -> float:
 
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     for _ in range(3):
-        matrix @ matrix
+        torch.mm(matrix, matrix)
     _stand_still(device)
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < _SECONDS:
         for _ in range(10):
-            matrix @ matrix
+            torch.mm(matrix, matrix)
         _stand_still(device)
         count += 10
     return count / passed

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from launch.preflight.check import Told
 from launch.preflight.meeting import Meeting
@@ -48,7 +48,7 @@ class _News:
         assert meeting.store is not None, "one process alone has nobody to wait for"
         self._meeting, self._name, self._report = meeting, name, report
         self._store = meeting.store
-        self._listening = meeting.store.clone()  # a store answers one question at a time
+        self._listening: Any = cast(Any, meeting.store).clone()  # a store answers one question at a time
         self._over = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name="preflight-news", daemon=True)

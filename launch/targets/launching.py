@@ -69,13 +69,18 @@ class Launch:
         given = [stage, recipe_file or str(self.recipe_file), "--runs", runs or str(self.folder.root)]
         if stage in ("evaluate", "release"):
             given += ["--checkpoint", self.last_checkpoint]
+        if stage == "train" and self.cluster.preflight.before_training:
+            given.append("--preflight")
         return [self.python, "-m", "pipeline", *given]
 
     def worker(self, runs: str = "", recipe_file: str = "") -> list[str]:
         """The module of a rank and its arguments."""
+        # A hostfile may give each host another number of ranks; elsewhere all nodes are asked for as many GPUs.
+        gpus = "ranks" if self.target == "hosts" and self.cluster.gpus_per_node else str(self.cluster.gpus_per_node)
         return [
             *("pipeline.training.worker", recipe_file or str(self.recipe_file)),
             *("--runs", runs or str(self.folder.root)),
+            *(("--preflight", gpus) if self.cluster.preflight.before_training else ()),
         ]
 
     @property

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.local import die_with_parent
+from launch.local import before_child, die_with_parent
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--resume", choices=["auto", "weights", "never"], default="auto")
+    parser.add_argument("--preflight", metavar="GPUS", help="check the nodes first: GPUs a node, or `ranks`")
     given = parser.parse_args(arguments)
     rank = int(os.environ["RANK"])
     recipe = read_recipe(given.recipe)
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     attempt = int(os.environ.get(ATTEMPT_VARIABLE, 0))
     if attempt:
         log_to_file(folder.logs, attempt, rank)
+    if given.preflight is not None and (code := _preflight(given.recipe, folder, given.preflight)):
+        return code
     try:
         from pipeline.training.agreement import from_rank_0
         from pipeline.training.rank import init_distributed, train_rank
@@ -45,6 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except BaseException as error:
         return report_failure(folder.logs, attempt, rank, error)
+
+
+def _preflight(recipe: str, folder: RunFolder, gpus: str) -> int:
+    """Check this rank and its node together with all the others; 0 where nothing is wrong on any of them.
+
+    In a process of its own, in which a check may hang or be killed. Signals to stop wait for the training's start.
+    """
+    module = [sys.executable, "-m", "pipeline.preflight_rank", recipe, "--runs", str(folder.root)]
+    process = subprocess.Popen([*module, "--gpus-per-node", gpus], preexec_fn=before_child)
+    code = process.wait()
+    if code < 0:
+        print(f"preflight: rank {os.environ['RANK']} was killed by signal {-code}: out of memory?", file=sys.stderr)
+    return 1 if code else 0
 
 
 if __name__ == "__main__":
