@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_report(context, done)
 
         def tell(name: str) -> None:
-            if console.is_terminal and not given.quiet:
+            if not given.quiet:
                 console.print(f"preflight: {name} ...", style="dim")
+                sys.stdout.flush()
 
         done = run_checks(context, ON_RANKS, tell, report)
         meeting.part()

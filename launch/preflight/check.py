@@ -102,8 +102,11 @@ class Checked:
     @property
     def verdict(self) -> Verdict:
         """The gravest of its findings."""
-        there = [finding.verdict for finding in self.findings]
-        return max(there, key=_GRAVITY.index, default="ok")
+        gravest: Verdict = "skipped" if self.findings else "ok"
+        for finding in self.findings:
+            if _GRAVITY.index(finding.verdict) > _GRAVITY.index(gravest):
+                gravest = finding.verdict
+        return gravest
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "verdict": self.verdict, "seconds": round(self.seconds, 3)} | {

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch.preflight.check import Checked, Context
-from pipeline.console import console
+from pipeline.console import console, error_console
 from pipeline.durable import write_json
 from pipeline.run_folder import RunFolder
 
@@ -35,11 +35,13 @@ def as_json(context: Context, done: Sequence[Checked]) -> dict[str, Any]:
     }
 
 
-def write_report(context: Context, done: Sequence[Checked]) -> Path:
-    """Write the JSON, whole or not at all."""
+def write_report(context: Context, done: Sequence[Checked]) -> None:
+    """Write the JSON, whole or not at all; a disk that refuses it is told, and what was found is not lost for that."""
     path = report_file(context.folder)
-    write_json(path, as_json(context, done))
-    return path
+    try:
+        write_json(path, as_json(context, done))
+    except OSError as error:
+        error_console.print(f"preflight: {path} could not be written: {error.strerror}", style="yellow", markup=False)
 
 
 def show(context: Context, done: Sequence[Checked]) -> None:

@@ -22,9 +22,14 @@ _NAMED = 6
 
 
 def look(_: Context) -> dict[str, Any]:
+    others: dict[str, str] = {}
+    for package in metadata.distributions():
+        others.setdefault(
+            package.metadata["Name"], package.version
+        )  # the first on the path is the one that is imported
     return {
         "deciding": {**installed_versions(), "adaponder's source": source_hash()[:12]},
-        "others": {package.metadata["Name"]: package.version for package in metadata.distributions()},
+        "others": others,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
