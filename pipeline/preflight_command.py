@@ -15,6 +15,7 @@ from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root, write_resolved_recipe
+from pipeline.run_status import wrong_in
 
 
 @reported
@@ -52,12 +53,11 @@ def check_with_ranks(
 ) -> None:
     """Make every check with the ranks of a training on this machine; `WorldError` with all that is wrong."""
     from launch.local import run_ranks, threads_per_rank
-    from launch.preflight.report import report_file
     from pipeline.training.checks import check_recipe, choose_ranks
 
     ranks, why = choose_ranks(recipe)
     check_recipe(recipe, ranks)
-    report, log = report_file(folder), folder.logs / "preflight.log"
+    report, log = folder.preflight_file, folder.logs / "preflight.log"
     report.unlink(missing_ok=True)
     error_console.print(f"preflight: {ranks} ranks ({why}); what libraries say is in {log}", markup=False)
     with tempfile.TemporaryDirectory(prefix="adaponder-preflight-") as scratch:
@@ -79,12 +79,7 @@ def check_with_ranks(
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(found, indent=2))
-    if wrong := [
-        f"{check['name']}: {finding['message']}"
-        for check in found["checks"]
-        for finding in check["findings"]
-        if finding["verdict"] == "failed"
-    ]:
+    if wrong := wrong_in(found):
         raise WorldError(f"preflight: {'; '.join(wrong)}")
     if code:
         raise WorldError(f"preflight: the ranks ended with exit code {code} after they had reported: see {log}")

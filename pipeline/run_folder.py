@@ -78,6 +78,11 @@ class RunFolder:
     def events_file(self) -> Path:
         return self.path / "events.jsonl"
 
+    @property
+    def preflight_file(self) -> Path:
+        """What the last preflight found."""
+        return self.path / "launch" / "preflight.json"
+
     def system_file(self, node: int) -> Path:
         """System metrics of a node of the training, over all attempts."""
         return self.logs / f"system-node-{node:04d}.jsonl"

@@ -90,6 +90,8 @@ class Status:
     """step-00001000/suite, those that are done."""
     released: bool = False
     failure: Failure | None = None
+    preflight: str | None = None
+    """When the last one was made, and what failed in it."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -97,10 +99,11 @@ class Status:
 
 def run_of(run: str, runs: Path | None) -> RunFolder:
     """A run given by its folder or its name; `UserError` where there is none."""
-    for path in (Path(run).expanduser(), runs_root(runs) / run):
-        if (path / "recipe.yaml").is_file():
-            path = path.absolute()
-            return RunFolder(path.parent, read_recipe(str(path / "recipe.yaml")))
+    for path in (Path(run).expanduser().absolute(), runs_root(runs) / run):
+        # Of a run that was launched and has not trained yet, the launch has the recipe.
+        for recipe in (path / "recipe.yaml", *sorted(path.glob("launch/*/recipe.yaml"))):
+            if recipe.is_file():
+                return RunFolder(path.parent, read_recipe(str(recipe)))
     raise UserError(f"{run}: neither a run's folder with recipe.yaml in it nor the name of one in {runs_root(runs)}")
 
 
@@ -116,6 +119,7 @@ def status_of(folder: RunFolder, *, hashes: bool = False) -> Status:
         str(path.parent.relative_to(folder.path / "evaluation"))
         for path in (folder.path / "evaluation").glob("step-*/*/metrics.json")
     )
+    status.preflight = _preflight(folder)
     status.released = (folder.release / "provenance.json").is_file()
     if status.attempts:
         last = status.attempts[-1]
@@ -226,6 +230,23 @@ def _failure(folder: RunFolder, attempts: list[Attempt]) -> Failure | None:
             line = str(message).strip().splitlines()[-1 if first["kind"] == "bug" else 0]
             return Failure(attempt.number, first["rank"], first["host"], when, line)
     return None
+
+
+def _preflight(folder: RunFolder) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(folder.preflight_file.read_text(encoding="utf-8"))
+        return f"{found['time']}, {'passed' if found['passed'] else '; '.join(wrong_in(found))}"
+    return None
+
+
+def wrong_in(preflight: dict[str, Any]) -> list[str]:
+    """What failed in a preflight, of its JSON, one line each."""
+    return [
+        f"{check['name']}: {finding['message']}"
+        for check in preflight["checks"]
+        for finding in check["findings"]
+        if finding["verdict"] == "failed"
+    ]
 
 
 def _alive(folder: RunFolder) -> str:

@@ -22,6 +22,8 @@ def tell(status: Status) -> None:
 def _rows(status: Status) -> list[tuple[str, str]]:
     share = status.step / status.steps if status.steps else 0.0
     rows = [("state", status.state)]
+    if status.preflight:
+        rows.append(("preflight", status.preflight))
     for attempt in status.attempts[-3:]:
         told = "started" if attempt.started is None else f"{attempt.started} from step {attempt.first_step:,}"
         ranks = "" if attempt.ranks is None else f" on {attempt.ranks} ranks"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -13,14 +12,8 @@ from rich.table import Table
 from launch.preflight.check import Checked, Context
 from pipeline.console import console, error_console
 from pipeline.durable import write_json
-from pipeline.run_folder import RunFolder
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
-
-
-def report_file(folder: RunFolder) -> Path:
-    """Where the last preflight of a run stands."""
-    return folder.path / "launch" / "preflight.json"
 
 
 def as_json(context: Context, done: Sequence[Checked]) -> dict[str, Any]:
@@ -37,7 +30,7 @@ def as_json(context: Context, done: Sequence[Checked]) -> dict[str, Any]:
 
 def write_report(context: Context, done: Sequence[Checked]) -> None:
     """Write the JSON, whole or not at all; a disk that refuses it is told, and what was found is not lost for that."""
-    path = report_file(context.folder)
+    path = context.folder.preflight_file
     try:
         write_json(path, as_json(context, done))
     except OSError as error:
