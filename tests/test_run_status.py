@@ -121,6 +121,28 @@ def test_a_run_is_found_by_folder_and_by_name(folder):
         run_of("other", folder.root)
 
 
+def test_what_the_last_preflight_found(folder):
+    assert status_of(folder).preflight is None
+    findings = [{"verdict": "ok", "message": "fine"}, {"verdict": "failed", "message": "n2 has no GPU"}]
+    found = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "passed": False,
+        "checks": [{"name": "devices", "findings": findings}],
+    }
+    folder.preflight_file.parent.mkdir()
+    folder.preflight_file.write_text(json.dumps(found))
+    assert status_of(folder).preflight == "2026-01-02T03:04:05+00:00, devices: n2 has no GPU"
+    folder.preflight_file.write_text(json.dumps({**found, "passed": True, "checks": []}))
+    assert status_of(folder).preflight == "2026-01-02T03:04:05+00:00, passed"
+
+
+def test_a_run_that_was_only_launched_is_found(folder):
+    launched = folder.path / "launch" / "slurm"
+    launched.mkdir(parents=True)
+    folder.recipe_file.rename(launched / "recipe.yaml")
+    assert run_of(str(folder.path), None).path == folder.path
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [(0.2, "0 s"), (75, "1 min 15 s"), (7260, "2 h 1 min"), (90000, "1 d 1 h"), (86400, "1 d")],
