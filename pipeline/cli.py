@@ -149,12 +149,16 @@ def evaluate(
     overrides: SetOption = None,
     runs: RunsOption = None,
     checkpoint: CheckpointOption = "latest",
+    suites: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="Which judgement; may be repeated. The recipe's evaluate.suites if not given."),
+    ] = None,
 ) -> None:
     """A checkpoint is judged: loss by source, depth, plots."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.evaluation.stage import evaluate as stage
+    from pipeline.evaluation.stage import evaluate_suites
 
-    stage(read, folder, checkpoint)
+    evaluate_suites(read, folder, checkpoint, suites or list(read.evaluate.suites))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.durable import sha256_json
 from pipeline.recipe_cluster import ClusterSection
+from pipeline.recipe_evaluate import EvaluateSection
 from pipeline.recipe_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from pipeline.recipe_tokenize import TokenizeSection, TrainedTokenizer
 from pipeline.recipe_train import TrainSection
@@ -107,17 +108,6 @@ class ModelSection(Section):
         if self.start == "weights" and isinstance(self.backbone, Architecture):
             raise ValueError("start: weights needs a backbone checkpoint (hub id or folder), not an architecture")
         return self
-
-
-class EvaluateSection(Section):
-    """How a checkpoint is judged."""
-
-    rows_per_source: PositiveInt | Literal["all"] = "all"
-    """Validation rows a source; the first ones."""
-    batch_rows: PositiveInt = 8
-    sample_prompt: str = "The "
-    """Start of the text that `adaponder run` generates at its end."""
-    sample_tokens: NonNegativeInt = 64
 
 
 class TrackSection(Section):

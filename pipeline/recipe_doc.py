@@ -15,7 +15,7 @@ _HEAD = """\
 # The recipe
 
 <!-- Made by `make docs` from pipeline/recipe.py, recipe_tokenize.py, recipe_train.py, recipe_guards.py,
-recipe_cluster.py and recipe_preflight.py. -->
+recipe_evaluate.py, recipe_cluster.py and recipe_preflight.py. -->
 
 One YAML file holds a whole run; it is checked before anything starts, and all its problems are told at once. `--set
 a.b=c` overrides any field, list items by their number: `--set train.phases.0.steps=100`. The resolved recipe, every

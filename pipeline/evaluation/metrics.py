@@ -1,21 +1,16 @@
-"""metrics.json: what an evaluation found, and of what. Its identity tells whether a finished evaluation is the one
-asked for."""
+"""What the suite `validation` finds: numbers overall and by source."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.manifest import SourceCount
-from pipeline.durable import write_text
-from pipeline.errors import WorldError
 from pipeline.evaluation.depth import DepthSums
+from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.perplexity import bits_per_byte, perplexity
-
-METRICS_NAME = "metrics.json"
 
 
 class _Entry(BaseModel):
@@ -48,24 +43,10 @@ class Measured(_Entry):
     by_depth: list[DepthEntry]
 
 
-class Identity(_Entry):
-    """What was evaluated; two evaluations of the same give the same."""
-
-    suite: str
-    checkpoint: str
-    step: int
-    save_id: str
-    """The checkpoint's: tells its weights from others of the same step and recipe."""
-    recipe_hash: str
-    """The recipe that trained the checkpoint."""
-    manifest_hash: str
-    rows_per_source: int | Literal["all"]
-
-
 class Metrics(_Entry):
     """The content of metrics.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     identity: Identity
     max_passes: int
     halting: str
@@ -105,21 +86,6 @@ def measured(sums: DepthSums, rows: int, text_bytes: float) -> Measured:
 def bytes_of(tokens: int, count: SourceCount) -> float:
     """Bytes of text that `tokens` predicted tokens of a source stand for, by its documents' ratio."""
     return tokens * (count.text_bytes / count.tokens)
-
-
-def read_metrics(folder: Path) -> Metrics | None:
-    """The evaluation that stands in `folder`; None where none was finished; `WorldError` for a damaged file."""
-    path = folder / METRICS_NAME
-    try:
-        return Metrics.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise WorldError(f"{path} is damaged: remove it and evaluate again") from error
-
-
-def write_metrics(folder: Path, metrics: Metrics) -> None:
-    write_text(folder / METRICS_NAME, metrics.model_dump_json(indent=2) + "\n")
 
 
 def _flat(measured: Measured) -> dict[str, float]:

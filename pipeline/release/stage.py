@@ -18,8 +18,9 @@ from pipeline.data.rows import RowReader
 from pipeline.data.shard_source import ShardSource
 from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder, sha256_file, write_text
 from pipeline.errors import WorldError
-from pipeline.evaluation.metrics import Metrics, read_metrics
-from pipeline.evaluation.stage import VALIDATION
+from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.stage import read_found
+from pipeline.evaluation.validation import VALIDATION
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
@@ -157,7 +158,7 @@ def _evaluation_of(checkpoint: Checkpoint, folder: RunFolder) -> Metrics | None:
     """The finished evaluation of this very checkpoint; None where there is none."""
     evaluation = folder.evaluation(checkpoint.name, VALIDATION)
     repair_folder(evaluation)
-    metrics = read_metrics(evaluation)
+    metrics: Metrics | None = read_found(evaluation, Metrics)
     return metrics if metrics is not None and metrics.identity.save_id == checkpoint.state.save_id else None
 
 

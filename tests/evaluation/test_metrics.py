@@ -3,7 +3,8 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics import DepthEntry, Identity, Measured, Metrics
+from pipeline.evaluation.identity import Identity
+from pipeline.evaluation.metrics import DepthEntry, Measured, Metrics
 from pipeline.tracking.server import clean_name
 from tokenization.splits import validation_key
 
@@ -32,7 +33,7 @@ def test_no_source_takes_anothers_name_nor_the_overall_ones(sources):
         save_id="a",
         recipe_hash="b",
         manifest_hash="c",
-        rows_per_source="all",
+        settings={"rows_per_source": "all"},
     )
     metrics = Metrics(
         identity=identity,

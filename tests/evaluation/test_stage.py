@@ -15,7 +15,9 @@ from mlflow.tracking import MlflowClient
 from pipeline.data.manifest import read_manifest, write_manifest
 from pipeline.data.rows import RowReader
 from pipeline.errors import UserError, WorldError
-from pipeline.evaluation.stage import evaluate, evaluate_model
+from pipeline.evaluation.stage import evaluate, evaluate_suites
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.validation import validate
 from pipeline.recipe_reader import parse_recipe
 from pipeline.tracking import tracking_uri
 from tests.evaluation.tiny_run import write_checkpoint
@@ -76,7 +78,8 @@ def test_the_folder_says_what_it_is_and_figures_are_images(run, checkpoint, eval
     output = run.evaluation(checkpoint.name, "validation")
     identity = json.loads((output / "metrics.json").read_text())["identity"]
     assert identity["recipe_hash"] == run.recipe.hash()
-    assert (identity["checkpoint"], identity["step"], identity["rows_per_source"]) == ("step-00000020", 20, 16)
+    assert (identity["checkpoint"], identity["step"]) == ("step-00000020", 20)
+    assert identity["settings"] == {"rows_per_source": 16}
     figures = sorted(output.glob("*.png"))
     assert [figure.name for figure in figures] == ["depth.png", "loss_by_depth.png", "loss_by_source.png"]
     assert all(figure.read_bytes().startswith(b"\x89PNG") for figure in figures)
@@ -161,25 +164,25 @@ def test_a_kill_between_the_two_renames_is_repaired(run, checkpoint, evaluated, 
 
 
 @pytest.mark.parametrize("batch_rows", [1, 5])
-def test_the_size_of_a_batch_changes_nothing(run, model, evaluated, batch_rows):
-    section = with_recipe(run, batch_rows=batch_rows).recipe.evaluate
-    metrics = evaluate_model(model, run, read_manifest(run.shards), section, evaluated.identity)
+def test_the_size_of_a_batch_changes_nothing(run, checkpoint, model, evaluated, batch_rows):
+    recipe = with_recipe(run, batch_rows=batch_rows).recipe
+    metrics = validate(Subject(recipe, run, checkpoint, read_manifest(run.shards), model), evaluated.identity)
     assert metrics.overall.loss == pytest.approx(evaluated.overall.loss, abs=1e-5)
     assert metrics.overall.by_depth[0].tokens == evaluated.overall.by_depth[0].tokens
 
 
-def test_shards_without_validation_text_are_the_users_mistake(run, model, evaluated):
+def test_shards_without_validation_text_are_the_users_mistake(run, checkpoint, model, evaluated):
     manifest = read_manifest(run.shards)
     bare = manifest.model_copy(update={"splits": {"train": manifest.train}})
     with pytest.raises(UserError, match="holds no validation rows"):
-        evaluate_model(model, run, bare, run.recipe.evaluate, evaluated.identity)
+        validate(Subject(run.recipe, run, checkpoint, bare, model), evaluated.identity)
 
 
-def test_a_network_that_diverged_is_refused_by_name(run, model, evaluated):
+def test_a_network_that_diverged_is_refused_by_name(run, checkpoint, model, evaluated):
     broken = copy.deepcopy(model)
     torch.nn.init.constant_(broken.lm_head.weight, math.nan)
     with pytest.raises(WorldError, match="step-00000020 on validation-.* is not a number"):
-        evaluate_model(broken, run, read_manifest(run.shards), run.recipe.evaluate, evaluated.identity)
+        validate(Subject(run.recipe, run, checkpoint, read_manifest(run.shards), broken), evaluated.identity)
 
 
 def test_shards_other_than_the_trained_ones_are_refused(run, checkpoint, tmp_path):
@@ -192,7 +195,7 @@ def test_shards_other_than_the_trained_ones_are_refused(run, checkpoint, tmp_pat
 
 def test_bad_names_are_the_users_mistakes(run, checkpoint):
     with pytest.raises(UserError, match="no evaluation suite 'lambada'"):
-        evaluate(run.recipe, run, suite="lambada")
+        evaluate_suites(run.recipe, run, "latest", ["validation", "lambada"])
     with pytest.raises(UserError, match="step-00000099"):
         evaluate(run.recipe, run, "step-00000099")
 
