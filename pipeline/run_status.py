@@ -25,11 +25,13 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
-from pipeline.training.attempt import reports
+from pipeline.training.attempt import one_line, reports
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
 _TAIL_BYTES = 1 << 20
+_NAMED = 4
+"""Hosts named one by one; of more, the first ones and how many."""
 _LOG = re.compile(r"attempt-(\d+)-(rank-(\d+)|launcher)\.log")
 _ENDS = {
     "training_finished": "finished",
@@ -48,6 +50,8 @@ class Attempt:
     """UTC, ISO 8601."""
     first_step: int | None = None
     ranks: int | None = None
+    hosts: dict[str, list[int]] = field(default_factory=dict)
+    """The ranks on each."""
     ended: str | None = None
     """finished, stopped, failed or hung; None where nothing was noted: it runs, or was killed."""
     message: str | None = None
@@ -119,10 +123,11 @@ def status_of(folder: RunFolder, *, hashes: bool = False) -> Status:
     status.released = (folder.release / "provenance.json").is_file()
     if status.attempts:
         last = status.attempts[-1]
-        status.failure = _failure(folder, status.attempts)
-        status.state = last.ended or _alive(folder)
-        if last.ended is not None and _alive(folder) == "training":  # another has begun and noted nothing yet
+        alive = _alive(folder)
+        status.state = last.ended or alive
+        if last.ended is not None and alive == "training":  # another has begun and noted nothing yet
             status.state = "training"
+        status.failure = _failure(folder, status.attempts, alive == "training")
     return status
 
 
@@ -179,7 +184,7 @@ def _attempts(folder: RunFolder) -> list[Attempt]:
         attempt = found.setdefault(number, Attempt(number))
         if event["kind"] == "training_started":
             attempt.started, attempt.first_step = event["time"], event["step"]
-            attempt.ranks = event["world_size"]
+            attempt.ranks, attempt.hosts = event["world_size"], event.get("hosts", {})
         elif event["kind"] in _ENDS:
             attempt.ended = _ENDS[event["kind"]]
             attempt.message = event.get("message") or event.get("error")
@@ -215,17 +220,40 @@ def _checkpoint(status: Status, folder: RunFolder, hashes: bool) -> None:
         status.checkpoint_state = str(error)
 
 
-def _failure(folder: RunFolder, attempts: list[Attempt]) -> Failure | None:
-    """Of the newest attempt in which a rank left an error."""
+def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Failure | None:
+    """Of the newest attempt in which a rank left an error, or that ranks ended in which left nothing at all."""
     for attempt in reversed(attempts):
-        telling = [report for report in reports(folder.logs, attempt.number) if report["kind"] != "bystander"]
+        told = reports(folder.logs, attempt.number)
+        telling = [report for report in told if report["kind"] != "bystander"]
+        if not telling and told and not (going_on and attempt is attempts[-1]):
+            telling = _without_a_word(attempt, told)
         if telling:
             first = min(telling, key=lambda report: report["time"])
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
-            message = first.get("message") or f"no sign of life while {first.get('doing', 'starting')}"
-            line = str(message).strip().splitlines()[-1 if first["kind"] == "bug" else 0]
-            return Failure(attempt.number, first["rank"], first["host"], when, line)
+            return Failure(attempt.number, first["rank"], first["host"], when, one_line(first))
     return None
+
+
+def _without_a_word(attempt: Attempt, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The report that ranks cannot have written which only others have lost; empty where all have left one.
+
+    A host with none at all comes first: where a rank goes, torchrun ends the others of its host, which say nothing.
+    """
+    heard = {report["rank"] for report in told}
+    silent = {host: [rank for rank in ranks if rank not in heard] for host, ranks in attempt.hosts.items()}
+    gone = [host for host, ranks in attempt.hosts.items() if silent[host] == ranks]
+    named = gone or [host for host, ranks in silent.items() if ranks]
+    if not named:
+        return []
+    lost = ", ".join(f"{host} ({_span(silent[host])})" for host in named[:_NAMED])
+    more = f" and {len(named) - _NAMED} more hosts" if len(named) > _NAMED else ""
+    message = f"no word from {lost}{more}: killed from outside, out of memory, or the host is gone"
+    first = min(told, key=lambda report: report["time"])
+    return [{**first, "kind": "world", "rank": silent[named[0]][0], "host": named[0], "message": message}]
+
+
+def _span(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
 def _alive(folder: RunFolder) -> str:

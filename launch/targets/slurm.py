@@ -148,7 +148,10 @@ def _training(launch: Launch) -> str:
         """trap 'if [[ -n "$step" ]]; then kill -s USR1 "$step"; fi' USR1""",
         "trap : TERM" if chained else "trap 'terminated=yes' TERM",
         *_step(launch, options, f"bash {words([str(launch.path / NODE)])}"),
-        'if ((code != 0 && code != 75)); then echo "the training failed with exit code $code" >&2; fi',
+        "if ((code != 0 && code != 75)); then",
+        '    echo "the training failed with exit code $code; what its ranks left is told by: adaponder status" '
+        f"{words([str(launch.folder.path)])} >&2",
+        "fi",
     ]
     if chained:
         lines.append('exit "$code"')

@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", choices=["auto", "weights", "never"], default="auto")
     given = parser.parse_args(arguments)
     rank = int(os.environ["RANK"])
-    recipe = read_recipe(given.recipe)
-    folder = RunFolder(given.runs.absolute(), recipe)
     attempt = int(os.environ.get(ATTEMPT_VARIABLE, 0))
-    if attempt:
-        log_to_file(folder.logs, attempt, rank)
+    logs: Path | None = None
     try:
+        recipe = read_recipe(given.recipe)
+        folder = RunFolder(given.runs.absolute(), recipe)
+        logs = folder.logs
+        if attempt:
+            log_to_file(folder.logs, attempt, rank)
         from pipeline.training.agreement import from_rank_0
         from pipeline.training.rank import init_distributed, train_rank
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_rank(recipe, folder, attempt, given.resume, signals)
         return 0
     except BaseException as error:
-        return report_failure(folder.logs, attempt, rank, error)
+        return report_failure(logs, attempt, rank, error)
 
 
 if __name__ == "__main__":
