@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 FAILURES_VARIABLE = "ADAPONDER_FAILURES"
 """Names a folder of this node's, where a rank that fails leaves why (`LastWords.leave`)."""
-_TABLE_LOGGER = "torch.distributed.elastic.multiprocessing.api"
+_LOGGERS = (
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
+)
+_CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,38 @@ class LastWords:
             (Path(folder) / f"rank-{rank:04d}.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
+class _Ended(logging.Filter):
+    """Keeps from torchrun's log what the one line says better, and notes which processes it has ended itself: all that
+    it tells of them afterwards is an exit code, like that of the one that failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: set[int] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = str(record.msg)
+        if message.startswith("Sending process") and isinstance(record.args, tuple) and record.args:
+            self.processes.add(int(str(record.args[0])))
+            return False
+        return not message.startswith("failed (exitcode") and "has failed to shutdown the rendezvous" not in message
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun. 75 (`EX_TEMPFAIL`) where a rank ended with it, 2 where the first failure is a user's mistake, 1 for
     others; of the first one a line on stderr."""
+    # Nodes end one after the other, whereupon torch of the later ones writes a stack of C++ for each question to the
+    # first one; it looks at the variable as it is imported, and the ranks are not to have it.
+    own = _CPP_LOG_LEVEL not in os.environ
+    os.environ.setdefault(_CPP_LOG_LEVEL, "ERROR")
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger(_TABLE_LOGGER).addFilter(lambda record: not str(record.msg).startswith("failed (exitcode"))
+    if own:
+        del os.environ[_CPP_LOG_LEVEL]
+    ended = _Ended()
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(ended)
     given = parse_args(list(arguments))
     with tempfile.TemporaryDirectory(prefix="adaponder-failures-") as folder:
         os.environ[FAILURES_VARIABLE] = folder
@@ -64,12 +92,12 @@ def main(arguments: Sequence[str]) -> int:
         except ChildFailedError as error:
             if any(failure.exitcode == os.EX_TEMPFAIL for failure in error.failures.values()):
                 return os.EX_TEMPFAIL
-            line, code = first_failure(Path(folder), error.failures)
+            line, code = _first_failure(Path(folder), error.failures, ended.processes)
             print(line, file=sys.stderr, flush=True)
             return code
         except RendezvousError as error:
             print(
-                f"{host_name()}: {given.nnodes} nodes did not meet at {given.rdzv_endpoint}: {error}",
+                f"{host_name()}: the nodes' rendezvous at {given.rdzv_endpoint} failed: {error}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -77,17 +105,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def first_failure(folder: Path, failures: dict[int, ProcessFailure]) -> tuple[str, int]:
+def _first_failure(folder: Path, failures: dict[int, ProcessFailure], ended: set[int]) -> tuple[str, int]:
     """One line for what failed first among this node's ranks, and the exit code that says whose fault it is.
 
-    failures: those that torchrun saw, by rank; it ends the others, and one of them may be the one that failed first and
-    was still cleaning up. A rank that only lost another one is taken where there is nothing else.
+    failures: by rank. ended: processes that torchrun has ended when it saw the first of them; of these one may be the
+    one that failed first and was still cleaning up. A rank that only lost another one is taken where nobody knows more.
     """
     found = {int(path.stem.removeprefix("rank-")): _last_words(path) for path in folder.glob("rank-*.json")}
     told = {rank: words for rank, words in found.items() if words is not None}
-    order = {rank: (words.bystander, words.time) for rank, words in told.items()}
+    order = {rank: (int(words.bystander), words.time) for rank, words in told.items()}
     for rank in failures.keys() - told.keys():
-        order[rank] = (False, failures[rank].timestamp)
+        order[rank] = (2 if failures[rank].pid in ended else 0, failures[rank].timestamp)
     rank = min(order, key=order.__getitem__)
     if rank in told:
         line, code = told[rank].line, told[rank].exit_code

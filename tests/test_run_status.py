@@ -100,7 +100,9 @@ def test_a_host_without_a_word_is_named_and_not_those_that_lost_it(folder):
     failure = status_of(folder).failure
     assert failure is not None
     assert (failure.attempt, failure.rank, failure.host) == (1, 2, "n2")
-    assert failure.message == ("no word from n2 (ranks 2 to 3): killed from outside, out of memory, or the host is gone")
+    assert failure.message == (
+        "no word from n2 (ranks 2 to 3): killed from outside, out of memory, or the host is gone"
+    )
     report_failure(folder.logs, 1, 3, RuntimeError("[gloo] Connection closed by peer"))
     failure = status_of(folder).failure
     assert failure is not None and (failure.rank, failure.host) == (1, "n1"), "both hosts live: what is not heard of"

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from launch.torchrun import LastWords
+from launch.torchrun import FAILURES_VARIABLE, LastWords
 from pipeline.console import console
 from pipeline.durable import write_json
 from pipeline.errors import AdaPonderError, UserError, WorldError
@@ -31,6 +31,7 @@ from pipeline.training.watchdog import Hang
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
 # What gloo and NCCL say when the other side of a connection has gone.
 _LOST_PEER = re.compile(r"[Cc]onnection (closed|reset|refused)|remote process exited|Timed out waiting|gloo|NCCL")
+_SOURCE_PLACE = re.compile(r"^\[/\S*:\d+\] ")
 _ROOM_FOR_REPORTS = 1 << 16
 """Bytes; a rank whose disk has less may have failed because of it, and could not write why."""
 _CONTINUES = "the same command continues from the last checkpoint"
@@ -110,7 +111,7 @@ def report_failure(logs: Path | None, attempt: int, rank: int, error: BaseExcept
         return error.exit_code
     if attempt or not isinstance(error, AdaPonderError):
         traceback.print_exception(error)
-    else:  # no log yet, so the operator sees it, and it is meant for him as it is
+    elif FAILURES_VARIABLE not in os.environ:  # nobody else tells it, there is no log yet, and it is meant as it is
         print(f"rank {rank} on {host_name()}: {error}", file=sys.stderr)
     message = str(error)
     if isinstance(error, UserError):
@@ -170,7 +171,9 @@ def one_line(report: dict[str, Any]) -> str:
     lines = str(report.get("message", "")).strip().splitlines() or ["no message"]
     if report["kind"] == "bug":  # a traceback
         return lines[-1]
-    return f"lost other ranks: {lines[0]}" if report["kind"] == "bystander" else lines[0]
+    if report["kind"] == "bystander":  # without the place in gloo's source and its advice
+        return f"lost other ranks: {_SOURCE_PLACE.sub('', lines[0]).partition('. ')[0]}"
+    return lines[0]
 
 
 def reports(logs: Path, attempt: int) -> list[dict[str, Any]]:

@@ -54,9 +54,9 @@ ReturnToService=2
 MinJobAge=86400
 KillWait={kill_wait}
 SlurmdTimeout={slurmd_timeout}
-NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000
-NodeName=n1 Port={first_port}
-NodeName=n2 Port={second_port}
+NodeName=DEFAULT CPUs={cpus} RealMemory=1000
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port}
 PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -109,7 +109,9 @@ class SlurmCluster:
 
     def kill_node(self, name: str) -> None:
         """What a host does that loses its power: slurmd, the steps' managers and their processes end at once."""
-        self._daemons.pop(name).kill()
+        daemon = self._daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
         deadline = time.monotonic() + 10
         # Again, until nothing is left: a process may have been born meanwhile.
         while (found := self._processes(name)) and time.monotonic() < deadline:
@@ -120,8 +122,9 @@ class SlurmCluster:
         assert not found, f"processes of {name} do not end: {found}"
 
     def start_node(self, name: str) -> None:
-        """Start slurmd and wait until the node is idle."""
-        self._daemon(name, "slurmd", "-D", "-N", name)
+        """Start slurmd, if it does not run, and wait until both nodes are idle."""
+        if name not in self._daemons:
+            self._daemon(name, "slurmd", "-D", "-N", name)
         self.wait_for_nodes("idle")
 
     def wait_for_nodes(self, state: str, seconds: float = 60) -> None:

@@ -74,12 +74,16 @@ def test_the_launcher_gets_one_line(tmp_path, monkeypatch, capsys):
 
     logs.mkdir()
     log = rank_log(logs, 1, 3)
+    gloo = "[/src/gloo/pair.cc:537] Read error [10.0.0.2]:7: reset. This is typical. Good luck!\nmore"
     assert left(UserError("no such shards")) == (f"no such shards ({log})", False, 2)
     assert left(OSError(28, "No space left", "/run")) == (f"/run: No space left ({log})", False, 1)
     assert left(KeyError("oops")) == (f"KeyError: 'oops' ({log})", False, 1)
-    assert left(RuntimeError("[gloo] x\ny")) == (f"lost other ranks: [gloo] x ({log})", True, 1)
+    assert left(RuntimeError(gloo)) == (f"lost other ranks: Read error [10.0.0.2]:7: reset ({log})", True, 1)
     capsys.readouterr()
     assert left(UserError("recipe.yaml: no such file"), None, 0) == ("recipe.yaml: no such file", False, 2)
+    assert capsys.readouterr().err == "", "the launcher tells it"
+    monkeypatch.delenv(FAILURES_VARIABLE)
+    assert report_failure(None, 0, 3, UserError("recipe.yaml: no such file")) == 2
     assert capsys.readouterr().err == f"rank 3 on {host_name()}: recipe.yaml: no such file\n", "no traceback of it"
 
 
