@@ -24,14 +24,13 @@ from pipeline.errors import UserError, WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
+from pipeline.silent_ranks import without_a_word
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
 from pipeline.training.attempt import one_line, reports
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
 _TAIL_BYTES = 1 << 20
-_NAMED = 4
-"""Hosts named one by one; of more, the first ones and how many."""
 _LOG = re.compile(r"attempt-(\d+)-(rank-(\d+)|launcher)\.log")
 _ENDS = {
     "training_finished": "finished",
@@ -226,34 +225,12 @@ def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Fail
         told = reports(folder.logs, attempt.number)
         telling = [report for report in told if report["kind"] != "bystander"]
         if not telling and told and not (going_on and attempt is attempts[-1]):
-            telling = _without_a_word(attempt, told)
+            telling = without_a_word(attempt.hosts, told)
         if telling:
             first = min(telling, key=lambda report: report["time"])
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
             return Failure(attempt.number, first["rank"], first["host"], when, one_line(first))
     return None
-
-
-def _without_a_word(attempt: Attempt, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The report that ranks cannot have written which only others have lost; empty where all have left one.
-
-    A host with none at all comes first: where a rank goes, torchrun ends the others of its host, which say nothing.
-    """
-    heard = {report["rank"] for report in told}
-    silent = {host: [rank for rank in ranks if rank not in heard] for host, ranks in attempt.hosts.items()}
-    gone = [host for host, ranks in attempt.hosts.items() if silent[host] == ranks]
-    named = gone or [host for host, ranks in silent.items() if ranks]
-    if not named:
-        return []
-    lost = ", ".join(f"{host} ({_span(silent[host])})" for host in named[:_NAMED])
-    more = f" and {len(named) - _NAMED} more hosts" if len(named) > _NAMED else ""
-    message = f"no word from {lost}{more}: killed from outside, out of memory, or the host is gone"
-    first = min(told, key=lambda report: report["time"])
-    return [{**first, "kind": "world", "rank": silent[named[0]][0], "host": named[0], "message": message}]
-
-
-def _span(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
 def _alive(folder: RunFolder) -> str:
