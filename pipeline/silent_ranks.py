@@ -29,4 +29,8 @@ def without_a_word(hosts: Mapping[str, Sequence[int]], told: Sequence[dict[str, 
 
 
 def _span(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"{len(ranks)} ranks from {ranks[0]} to {ranks[-1]}"

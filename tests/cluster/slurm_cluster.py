@@ -67,6 +67,7 @@ class SlurmCluster:
     def __init__(self) -> None:
         # A socket's path may have 107 characters, so not below pytest's own folder.
         self.folder = Path(tempfile.mkdtemp(prefix="adaponder-slurm-", dir="/tmp"))
+        self.temporary = self.folder / "temporary"
         self.environment = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen] = {}
 
@@ -141,7 +142,7 @@ class SlurmCluster:
         return "\n" + "\n".join(parts)
 
     def _start(self) -> None:
-        for name in ("state", "spool-n1", "spool-n2"):
+        for name in ("state", "spool-n1", "spool-n2", self.temporary.name):
             (self.folder / name).mkdir()
         controller_port, first_port, second_port = _free_ports(3)
         conf = _CONF.format(

@@ -69,7 +69,8 @@ class SlurmRuns(Runs):
             "tokenize_jobs": 2,
             "tokenize_cpus": 1,
             # Both nodes are this machine: a rank that takes all cores waits for the other one's threads.
-            "commands_before": ["export OMP_NUM_THREADS=1"],
+            # Processes of a killed node leave temporary folders, which go with the cluster's own.
+            "commands_before": ["export OMP_NUM_THREADS=1", f"export TMPDIR={self.cluster.temporary}"],
         }
         return recipe if shards is None else {**recipe, "data": {"shards": str(shards)}}
 
