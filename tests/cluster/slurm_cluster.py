@@ -25,8 +25,8 @@ _Found = TypeVar("_Found")
 
 NODES = ("n1", "n2")
 SLURMD_TIMEOUT_SECONDS = 20
-"""Until a node that is silent counts as down and its jobs end. Slurm's default is 300, more than a test may take; a
-twentieth is still twice what slurmd takes to answer on a machine with every core busy."""
+"""Until a node that is silent counts as down and its jobs end. Slurm's default is 300, as long as all tests may take;
+less than this, and a node whose every core is busy is taken for one that is gone."""
 KILL_WAIT_SECONDS = 30
 """From SIGTERM to SIGKILL, Slurm's default: ranks must save in it."""
 

@@ -3,8 +3,8 @@
 What a training computes must not show any of it: losses are those of the unbroken run, bit for bit.
 
 On a lost node: SlurmdTimeout is 20 s here (`slurm_cluster.SLURMD_TIMEOUT_SECONDS`) where sites have 300, so that the
-job ends within `NODE_LOST_SECONDS`; `--wait` of the batch script follows SlurmdTimeout. Slurm lets a requeued job wait
-for two minutes; the tests let it go at once, as an operator may (`release`).
+job ends within `NODE_LOST_SECONDS`. Slurm lets a requeued job wait for two minutes; the tests let it go before that, as
+an operator may (`SlurmRuns.let_go`).
 """
 
 from __future__ import annotations
