@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.durable import append_line
+from pipeline.host_name import host_name
 from pipeline.run_folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def append_event(folder: RunFolder, kind: str, **fields: Any) -> None:
     refuses.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    event = {"time": now, "kind": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}
+    event = {"time": now, "kind": kind, "host": host_name(), "pid": os.getpid(), **fields}
     line = json.dumps(event, ensure_ascii=False) + "\n"
     folder.events_file.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.events_file, "ab", buffering=0) as file:

@@ -24,8 +24,9 @@ from pipeline.errors import UserError, WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
+from pipeline.silent_ranks import without_a_word
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
-from pipeline.training.attempt import reports
+from pipeline.training.attempt import one_line, reports
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
@@ -48,6 +49,8 @@ class Attempt:
     """UTC, ISO 8601."""
     first_step: int | None = None
     ranks: int | None = None
+    hosts: dict[str, list[int]] = field(default_factory=dict)
+    """The ranks on each."""
     ended: str | None = None
     """finished, stopped, failed or hung; None where nothing was noted: it runs, or was killed."""
     message: str | None = None
@@ -123,10 +126,11 @@ def status_of(folder: RunFolder, *, hashes: bool = False) -> Status:
     status.released = (folder.release / "provenance.json").is_file()
     if status.attempts:
         last = status.attempts[-1]
-        status.failure = _failure(folder, status.attempts)
-        status.state = last.ended or _alive(folder)
-        if last.ended is not None and _alive(folder) == "training":  # another has begun and noted nothing yet
+        alive = _alive(folder)
+        status.state = last.ended or alive
+        if last.ended is not None and alive == "training":  # another has begun and noted nothing yet
             status.state = "training"
+        status.failure = _failure(folder, status.attempts, alive == "training")
     return status
 
 
@@ -183,7 +187,7 @@ def _attempts(folder: RunFolder) -> list[Attempt]:
         attempt = found.setdefault(number, Attempt(number))
         if event["kind"] == "training_started":
             attempt.started, attempt.first_step = event["time"], event["step"]
-            attempt.ranks = event["world_size"]
+            attempt.ranks, attempt.hosts = event["world_size"], event.get("hosts", {})
         elif event["kind"] in _ENDS:
             attempt.ended = _ENDS[event["kind"]]
             attempt.message = event.get("message") or event.get("error")
@@ -219,16 +223,17 @@ def _checkpoint(status: Status, folder: RunFolder, hashes: bool) -> None:
         status.checkpoint_state = str(error)
 
 
-def _failure(folder: RunFolder, attempts: list[Attempt]) -> Failure | None:
-    """Of the newest attempt in which a rank left an error."""
+def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Failure | None:
+    """Of the newest attempt in which a rank left an error, or that ranks ended in which left nothing at all."""
     for attempt in reversed(attempts):
-        telling = [report for report in reports(folder.logs, attempt.number) if report["kind"] != "bystander"]
+        told = reports(folder.logs, attempt.number)
+        telling = [report for report in told if report["kind"] != "bystander"]
+        if not telling and told and not (going_on and attempt is attempts[-1]):
+            telling = without_a_word(attempt.hosts, told)
         if telling:
             first = min(telling, key=lambda report: report["time"])
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
-            message = first.get("message") or f"no sign of life while {first.get('doing', 'starting')}"
-            line = str(message).strip().splitlines()[-1 if first["kind"] == "bug" else 0]
-            return Failure(attempt.number, first["rank"], first["host"], when, line)
+            return Failure(attempt.number, first["rank"], first["host"], when, one_line(first))
     return None
 
 

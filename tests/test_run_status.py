@@ -89,6 +89,28 @@ def test_the_last_error_names_rank_and_host(folder):
     assert status_of(folder).failure == failure, "the last one there was"
 
 
+def test_a_host_without_a_word_is_named_and_not_those_that_lost_it(folder):
+    folder.logs.mkdir()
+    hosts = {"n1": [0, 1], "n2": [2, 3]}
+    append_event(folder, "training_started", attempt=1, step=0, world_size=4, recipe_hash="0", hosts=hosts)
+    with hold_run(folder.path):
+        report_failure(folder.logs, 1, 0, RuntimeError("[gloo] Connection closed by peer"))
+        assert status_of(folder).failure is None, "the others may still say something"
+    # Rank 1 was ended by torchrun, without a word; its host is not the one that is gone.
+    failure = status_of(folder).failure
+    assert failure is not None
+    assert (failure.attempt, failure.rank, failure.host) == (1, 2, "n2")
+    assert failure.message == (
+        "no word from n2 (ranks 2 to 3): killed from outside, out of memory, or the host is gone"
+    )
+    report_failure(folder.logs, 1, 3, RuntimeError("[gloo] Connection closed by peer"))
+    failure = status_of(folder).failure
+    assert failure is not None and (failure.rank, failure.host) == (1, "n1"), "both hosts live: what is not heard of"
+    for rank in (1, 2):
+        report_failure(folder.logs, 1, rank, RuntimeError("[gloo] Connection closed by peer"))
+    assert status_of(folder).failure is None, "nobody knows anything"
+
+
 def test_half_a_line_of_a_killed_process_is_left_out(folder):
     begin(folder, 1, 0)
     log_steps(folder, 1, 2)

@@ -18,6 +18,13 @@ from pipeline.recipe_cluster import seconds_of
 
 NODE = "train-node.sh"
 _STOP_TOKENIZING_SECONDS = 60
+_WAIT = (
+    "# Others may still be saving when the first node ends, and must not wait for ever. Where a node is lost its peers",
+    "# end at once, and Slurm finds it out a third after SlurmdTimeout: a job that has failed before is not requeued.",
+    "silent=$(scontrol show config | sed -n 's/^SlurmdTimeout *= *\\([0-9]*\\).*/\\1/p')",
+    "wait_seconds=$((${silent:-300} * 4 / 3 + 60))",
+    'export SLURM_WAIT="$((wait_seconds > 300 ? wait_seconds : 300))"',
+)
 _ALWAYS_FORWARDED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "USER")
 
 
@@ -129,11 +136,10 @@ def _training(launch: Launch) -> str:
     port = str(cluster.port) if cluster.port else "$((20000 + SLURM_JOB_ID % 20000))"
     finished = words([str(launch.folder.checkpoints / launch.last_checkpoint / "COMPLETE")])
     skip = f'if [[ -e {finished} ]]; then echo "all steps are taken, nothing to do"; exit 0; fi'
-    # --wait: ranks of the other nodes may still be saving when the first node ends, and must not wait for ever.
     options = [
         *(f"--nodes={cluster.nodes}", f"--ntasks={cluster.nodes}", "--ntasks-per-node=1"),
         *([f"--cpus-per-task={slurm.cpus_per_node}"] if slurm.cpus_per_node else []),
-        *("--kill-on-bad-exit=0", "--wait=300"),
+        "--kill-on-bad-exit=0",
     ]
     lines = [
         *setup(launch),
@@ -141,6 +147,7 @@ def _training(launch: Launch) -> str:
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         """address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')""",
         f'export ADAPONDER_RENDEZVOUS="${{address:-$first}}:{port}"',
+        *_WAIT,
         'echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST"',
         *([] if chained else ["terminated="]),
         # Whoever signals the batch script means the ranks.
@@ -148,7 +155,10 @@ def _training(launch: Launch) -> str:
         """trap 'if [[ -n "$step" ]]; then kill -s USR1 "$step"; fi' USR1""",
         "trap : TERM" if chained else "trap 'terminated=yes' TERM",
         *_step(launch, options, f"bash {words([str(launch.path / NODE)])}"),
-        'if ((code != 0 && code != 75)); then echo "the training failed with exit code $code" >&2; fi',
+        "if ((code != 0 && code != 75)); then",
+        '    echo "the training failed with exit code $code; what its ranks left is told by: adaponder status" '
+        f"{words([str(launch.folder.path)])} >&2",
+        "fi",
     ]
     if chained:
         lines.append('exit "$code"')

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.host_name import host_name
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.metrics_lines import HOST, STEP, TIME
 from pipeline.tracking.server import set_mlflow_defaults
@@ -68,7 +68,7 @@ class NodeMonitor:
         pause = min(_FIRST_SECONDS, self._every)
         while not self._ending.wait(pause):
             began = time.monotonic()
-            content = {STEP: sample + 1, TIME: round(time.time(), 3), HOST: socket.gethostname()}
+            content = {STEP: sample + 1, TIME: round(time.time(), 3), HOST: host_name()}
             try:
                 append_whole_line(path, json.dumps(content | self._sample(collectors)))
                 sample += 1

@@ -7,7 +7,6 @@ would say why.
 from __future__ import annotations
 
 import dataclasses
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import AdaPonderError, WorldError
+from pipeline.host_name import host_name
 
 Found = TypeVar("Found")
 Told = TypeVar("Told")
@@ -87,12 +87,20 @@ def begin_together(
 
 def told_by_all(mine: Told | None) -> list[tuple[Told, str]]:
     """What ranks have to say, with "rank 3 on HOST" for each that says something, in their order; collective."""
-    pair = None if mine is None else (mine, f"rank {_rank()} on {socket.gethostname()}")
+    pair = None if mine is None else (mine, f"rank {_rank()} on {host_name()}")
     pairs: list[tuple[Told, str] | None] = [pair]
     if dist.is_initialized():
         pairs = [None] * dist.get_world_size()
         dist.all_gather_object(pairs, pair)
     return [pair for pair in pairs if pair is not None]
+
+
+def ranks_by_host() -> dict[str, list[int]]:
+    """Which ranks are on which host, in their order; collective."""
+    found: dict[str, list[int]] = {}
+    for rank, (host, _) in enumerate(told_by_all(host_name())):
+        found.setdefault(host, []).append(rank)
+    return found
 
 
 def numbers_of_all(mine: list[float], device: torch.device) -> list[list[float]]:

@@ -13,16 +13,17 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from launch.torchrun import FAILURES_VARIABLE, LastWords
 from pipeline.console import console
 from pipeline.durable import write_json
 from pipeline.errors import AdaPonderError, UserError, WorldError
+from pipeline.host_name import host_name
 from pipeline.training.hang_report import hang_line
 from pipeline.training.stopping import Stopped
 from pipeline.training.watchdog import Hang
@@ -30,6 +31,7 @@ from pipeline.training.watchdog import Hang
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
 # What gloo and NCCL say when the other side of a connection has gone.
 _LOST_PEER = re.compile(r"[Cc]onnection (closed|reset|refused)|remote process exited|Timed out waiting|gloo|NCCL")
+_SOURCE_PLACE = re.compile(r"^\[/\S*:\d+\] ")
 _ROOM_FOR_REPORTS = 1 << 16
 """Bytes; a rank whose disk has less may have failed because of it, and could not write why."""
 _CONTINUES = "the same command continues from the last checkpoint"
@@ -81,7 +83,7 @@ def hold_run(folder: Path, wait_seconds: float = 20.0) -> IO[str]:
             console.print(f"note: {folder} cannot be locked ({error.strerror}): start this run only once at a time")
             break
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"process {os.getpid()} on {host_name()}\n")
     file.flush()
     return file
 
@@ -99,12 +101,18 @@ def log_to_file(logs: Path, attempt: int, rank: int) -> None:
     os.close(descriptor)
 
 
-def report_failure(logs: Path, attempt: int, rank: int, error: BaseException) -> int:
-    """Leave this rank's error for the command; returns the exit code to end with."""
+def report_failure(logs: Path | None, attempt: int, rank: int, error: BaseException) -> int:
+    """Leave this rank's error for the command; returns the exit code to end with.
+
+    logs: None where the recipe that decides it could not be read.
+    """
     if isinstance(error, Stopped):  # no failure: rank 0 has left `report_stop`
         print(error, file=sys.stderr)
         return error.exit_code
-    traceback.print_exception(error)
+    if attempt or not isinstance(error, AdaPonderError):
+        traceback.print_exception(error)
+    elif FAILURES_VARIABLE not in os.environ:  # nobody else tells it, there is no log yet, and it is meant as it is
+        print(f"rank {rank} on {host_name()}: {error}", file=sys.stderr)
     message = str(error)
     if isinstance(error, UserError):
         kind = "user"
@@ -117,13 +125,14 @@ def report_failure(logs: Path, attempt: int, rank: int, error: BaseException) ->
         kind = "bystander"
     else:
         kind, message = "bug", "".join(traceback.format_exception(error))
-    _write_report(logs, attempt, rank, kind=kind, message=message)
-    return error.exit_code if isinstance(error, AdaPonderError) else 1
+    exit_code = error.exit_code if isinstance(error, AdaPonderError) else 1
+    _write_report(logs, attempt, rank, exit_code, kind=kind, message=message)
+    return exit_code
 
 
 def report_hang(logs: Path, attempt: int, rank: int, world_size: int, hang: Hang) -> None:
     """Leave where this rank stood when nothing went on any more."""
-    _write_report(logs, attempt, rank, kind="hang", world_size=world_size, **dataclasses.asdict(hang))
+    _write_report(logs, attempt, rank, 1, kind="hang", world_size=world_size, **dataclasses.asdict(hang))
 
 
 def reported_hangs(logs: Path, attempt: int) -> list[dict[str, Any]]:
@@ -146,9 +155,25 @@ def reported_stop(logs: Path, attempt: int) -> Stopped | None:
     return Stopped(left["message"], step=left["step"], requeue=left["requeue"], again=left["again"])
 
 
-def _write_report(logs: Path, attempt: int, rank: int, **content: Any) -> None:
-    report = {"time": time.time(), "rank": rank, "host": socket.gethostname(), **content}
-    write_json(_error_file(logs, attempt, rank), report)
+def _write_report(logs: Path | None, attempt: int, rank: int, exit_code: int, **content: Any) -> None:
+    report = {"time": time.time(), "rank": rank, "host": host_name(), **content}
+    line, log = one_line(report), "" if logs is None or not attempt else f" ({rank_log(logs, attempt, rank)})"
+    # First: the run's folder may be what has failed.
+    LastWords(f"{line}{log}", report["kind"] == "bystander", report["time"], exit_code).leave(rank)
+    if logs is not None:
+        write_json(_error_file(logs, attempt, rank), report)
+
+
+def one_line(report: dict[str, Any]) -> str:
+    """What a rank has left, in one line."""
+    if report["kind"] == "hang":
+        return f"no sign of life while {report['doing']}, in {report['function']}"
+    lines = str(report.get("message", "")).strip().splitlines() or ["no message"]
+    if report["kind"] == "bug":  # a traceback
+        return lines[-1]
+    if report["kind"] == "bystander":  # without the place in gloo's source and its advice
+        return f"lost other ranks: {_SOURCE_PLACE.sub('', lines[0]).partition('. ')[0]}"
+    return lines[0]
 
 
 def reports(logs: Path, attempt: int) -> list[dict[str, Any]]:

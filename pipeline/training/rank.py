@@ -29,7 +29,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
 from pipeline.tracking.metrics_lines import read_metrics
 from pipeline.tracking.node_monitor import NodeMonitor, node_number
-from pipeline.training.agreement import from_rank_0, read_together
+from pipeline.training.agreement import from_rank_0, ranks_by_host, read_together
 from pipeline.training.attempt import hold_run, report_hang, report_stop, reported_hangs
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
 from pipeline.training.computation import describe_computation
@@ -92,10 +92,10 @@ def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str, sig
     with Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size())) as watchdog, monitor:
         if rank == 0:
             with hold_run(folder.path):
-                dist.barrier()
-                _train_as_rank_0(recipe, folder, attempt, resume, requests, watchdog)
+                hosts = ranks_by_host()  # none of the others goes on before all have said theirs
+                _train_as_rank_0(recipe, folder, attempt, resume, requests, watchdog, hosts)
         else:
-            dist.barrier()
+            ranks_by_host()
             plan = _plan(recipe, folder, resume)
             _run_segments(recipe, folder, plan, Hooks(), requests, watchdog)
     dist.destroy_process_group()
@@ -128,9 +128,15 @@ def _plan(recipe: Recipe, folder: RunFolder, resume: str) -> TrainingPlan:
 
 
 def _train_as_rank_0(
-    recipe: Recipe, folder: RunFolder, attempt: int, resume: str, requests: StopRequests, watchdog: Watchdog
+    recipe: Recipe,
+    folder: RunFolder,
+    attempt: int,
+    resume: str,
+    requests: StopRequests,
+    watchdog: Watchdog,
+    hosts: dict[str, list[int]],
 ) -> None:
-    """What rank 0 does beside its share: the run's files, the progress line, MLflow."""
+    """What rank 0 does beside its share: the run's files, the progress line, MLflow. hosts: the ranks of each."""
     leftovers = remove_leftovers(folder.checkpoints)  # first: on a full disk they may be all the room there is
     plan = _plan(recipe, folder, resume)
     if leftovers:
@@ -140,7 +146,7 @@ def _train_as_rank_0(
     started = {"step": plan.first_step, "world_size": plan.world_size, "recipe_hash": recipe.hash()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     computation = describe_computation(recipe, device)
-    append_event(folder, "training_started", attempt=attempt, **started, computation=computation)
+    append_event(folder, "training_started", attempt=attempt, **started, hosts=hosts, computation=computation)
     if plan.resume_from and (changes := what_changes(plan.resume_from, recipe, plan.world_size, plan.zero_stage)):
         changed = f"{plan.resume_from.name} goes on with {'; '.join(changes)}; loaded {plan.loading.value}"
         append_event(folder, "continued_elsewhere", attempt=attempt, message=changed)

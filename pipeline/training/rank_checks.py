@@ -6,13 +6,13 @@ are averaged whatever they are gradients of.
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.errors import WorldError
+from pipeline.host_name import host_name
 from pipeline.recipe import Recipe
 from pipeline.training.checks import TrainingPlan
 from pipeline.versions import installed_versions
@@ -49,7 +49,7 @@ def check_ranks(
 
 def require_the_same(facts: dict[str, Any]) -> None:
     """Raise `WorldError` on every rank where `facts` are not the same on all of them; collective."""
-    mine = (socket.gethostname(), facts)
+    mine = (host_name(), facts)
     told: list[tuple[str, dict[str, Any]]] = [mine]
     if dist.is_initialized():
         gathered: list[Any] = [None] * dist.get_world_size()

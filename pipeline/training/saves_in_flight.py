@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from pipeline.checkpoint_marker import MarkedFile
 from pipeline.errors import WorldError
+from pipeline.host_name import host_name
 from pipeline.training.agreement import message_of, told_by_all
 from pipeline.training.checkpoint_files import CheckpointFiles
 from pipeline.training.host_copy import HostMemory
@@ -158,7 +158,7 @@ class SavesInFlight:
             elif message := store.get(_OUTCOME).decode():
                 raise _FailedElsewhere(message)
         except Exception as error:  # whatever it is, the training must end with it
-            where = "" if isinstance(error, _FailedElsewhere) else f" (rank {self._rank} on {socket.gethostname()})"
+            where = "" if isinstance(error, _FailedElsewhere) else f" (rank {self._rank} on {host_name()})"
             self._message = message_of(error) + where
             with contextlib.suppress(RuntimeError):  # the store has gone with rank 0: the training ends anyway
                 store.set(str(self._rank), json.dumps({"failed": self._message}))

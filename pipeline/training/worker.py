@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import before_child, die_with_parent
+from pipeline.errors import WorldError
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
@@ -30,14 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preflight", metavar="GPUS", help="check the nodes first: GPUs a node, or `ranks`")
     given = parser.parse_args(arguments)
     rank = int(os.environ["RANK"])
-    recipe = read_recipe(given.recipe)
-    folder = RunFolder(given.runs.absolute(), recipe)
     attempt = int(os.environ.get(ATTEMPT_VARIABLE, 0))
-    if attempt:
-        log_to_file(folder.logs, attempt, rank)
-    if given.preflight is not None and (code := _preflight(given.recipe, folder, given.preflight)):
-        return code
+    logs: Path | None = None
     try:
+        recipe = read_recipe(given.recipe)
+        folder = RunFolder(given.runs.absolute(), recipe)
+        logs = folder.logs
+        if attempt:
+            log_to_file(folder.logs, attempt, rank)
+        if given.preflight is not None:
+            _preflight(given.recipe, folder, given.preflight)
         from pipeline.training.agreement import from_rank_0
         from pipeline.training.rank import init_distributed, train_rank
 
@@ -48,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_rank(recipe, folder, attempt, given.resume, signals)
         return 0
     except BaseException as error:
-        return report_failure(folder.logs, attempt, rank, error)
+        return report_failure(logs, attempt, rank, error)
 
 
-def _preflight(recipe: str, folder: RunFolder, gpus: str) -> int:
-    """Check this rank and its node together with all the others; 0 where nothing is wrong on any of them.
+def _preflight(recipe: str, folder: RunFolder, gpus: str) -> None:
+    """Check this rank and its node together with all the others; `WorldError` on all where something is wrong on any.
 
     In a process of its own, in which a check may hang or be killed. Signals to stop wait for the training's start.
     """
@@ -60,8 +63,9 @@ def _preflight(recipe: str, folder: RunFolder, gpus: str) -> int:
     process = subprocess.Popen([*module, "--gpus-per-node", gpus], preexec_fn=before_child)
     code = process.wait()
     if code < 0:
-        print(f"preflight: rank {os.environ['RANK']} was killed by signal {-code}: out of memory?", file=sys.stderr)
-    return 1 if code else 0
+        raise WorldError(f"the preflight was killed by signal {-code}: out of memory?")
+    if code:
+        raise WorldError(f"the preflight failed: {folder.preflight_file} and the first rank's output say in what")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from launch.torchrun import FAILURES_VARIABLE, LastWords
 from pipeline.errors import UserError, WorldError
+from pipeline.host_name import host_name
 from pipeline.training.attempt import (
     launcher_log,
     next_attempt,
@@ -55,6 +60,31 @@ def test_a_rank_that_died_in_silence_is_named_not_the_one_that_lost_it(tmp_path,
     )
     with pytest.raises(WorldError, match="rank 1 ended with exit code -9 and no message"):
         raise_first_failure(tmp_path, 1, 1)
+
+
+def test_the_launcher_gets_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(FAILURES_VARIABLE, str(tmp_path))
+    logs = tmp_path / "logs"
+
+    def left(error: BaseException, logs: Path | None = logs, attempt: int = 1) -> tuple[str, bool, int]:
+        code = report_failure(logs, attempt, 3, error)
+        words = LastWords(**json.loads((tmp_path / "rank-0003.json").read_text()))
+        assert words.exit_code == code
+        return words.line, words.bystander, code
+
+    logs.mkdir()
+    log = rank_log(logs, 1, 3)
+    gloo = "[/src/gloo/pair.cc:537] Read error [10.0.0.2]:7: reset. This is typical. Good luck!\nmore"
+    assert left(UserError("no such shards")) == (f"no such shards ({log})", False, 2)
+    assert left(OSError(28, "No space left", "/run")) == (f"/run: No space left ({log})", False, 1)
+    assert left(KeyError("oops")) == (f"KeyError: 'oops' ({log})", False, 1)
+    assert left(RuntimeError(gloo)) == (f"lost other ranks: Read error [10.0.0.2]:7: reset ({log})", True, 1)
+    capsys.readouterr()
+    assert left(UserError("recipe.yaml: no such file"), None, 0) == ("recipe.yaml: no such file", False, 2)
+    assert capsys.readouterr().err == "", "the launcher tells it"
+    monkeypatch.delenv(FAILURES_VARIABLE)
+    assert report_failure(None, 0, 3, UserError("recipe.yaml: no such file")) == 2
+    assert capsys.readouterr().err == f"rank 3 on {host_name()}: recipe.yaml: no such file\n", "no traceback of it"
 
 
 def test_a_full_disk_is_the_world_s(tmp_path, capsys):

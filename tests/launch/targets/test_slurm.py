@@ -100,7 +100,8 @@ def test_the_training_is_requeued_when_it_was_stopped_and_only_then(tmp_path, sr
     launch = launch_of("slurm", tmp_path)
     (tmp_path / "train.sbatch").write_text(files_of(launch)["train.sbatch"], encoding="utf-8")
     scontrol = (
-        'case "$2" in hostnames) echo n1;; node) echo "x NodeAddr=10.0.0.1 y";; *) echo "$*" >>"$HOME/asked";; esac'
+        'case "$2" in hostnames) echo n1;; node) echo "x NodeAddr=10.0.0.1 y";; config) ;; '
+        '*) echo "$*" >>"$HOME/asked";; esac'
     )
     found = programs(tmp_path / "programs", srun=srun, scontrol=scontrol)
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]"}
@@ -108,6 +109,22 @@ def test_the_training_is_requeued_when_it_was_stopped_and_only_then(tmp_path, sr
     assert done.returncode == code, done.stderr
     asked = tmp_path / "programs" / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 42\n" if requeued else "")
+
+
+@pytest.mark.parametrize(("config", "seconds"), [("300 sec", 460), ("20 sec", 300), ("0 sec", 300), (None, 460)])
+def test_a_job_outlives_the_time_in_which_slurm_finds_a_lost_node(tmp_path, config, seconds):
+    """Else it had failed before, and nobody would requeue it."""
+    launch = launch_of("slurm", tmp_path)
+    (tmp_path / "train.sbatch").write_text(files_of(launch)["train.sbatch"], encoding="utf-8")
+    told = f'echo "SlurmctldTimeout = 7 sec"; echo "SlurmdTimeout           = {config}"' if config else "true"
+    found = programs(
+        tmp_path / "programs",
+        srun='echo "$SLURM_WAIT" >"$HOME/waits"',
+        scontrol=f'case "$2" in hostnames) echo n1;; node) echo "NodeAddr=n1 x";; config) {told};; esac',
+    )
+    done = bash(tmp_path / "train.sbatch", environment={**found, "SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "programs" / "waits").read_text() == f"{seconds}\n"
 
 
 def test_what_slurm_is_asked_for():
