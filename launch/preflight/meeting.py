@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.preflight.check import Place, Told, named
 from pipeline.errors import WorldError
+from pipeline.host_name import host_name
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -81,7 +81,7 @@ class Meeting:
 
 def alone() -> Meeting:
     """One process for itself."""
-    return Meeting([Place(0, 0, 0, socket.gethostname())], 0, 0.0)
+    return Meeting([Place(0, 0, 0, host_name())], 0, 0.0)
 
 
 def meet(seconds: float, environment: Mapping[str, str]) -> Meeting:
@@ -98,11 +98,11 @@ def meet(seconds: float, environment: Mapping[str, str]) -> Meeting:
     except Exception as error:  # torch raises several kinds, each with a page of text
         address = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
         raise WorldError(
-            f"{socket.gethostname()} does not reach the first node at {address} within {seconds:.0f} s "
+            f"{host_name()} does not reach the first node at {address} within {seconds:.0f} s "
             f"({str(error).splitlines()[0][:200]}): a firewall, or a name that leads elsewhere"
         ) from error
     store = PrefixStore("preflight", store)
-    here = {"host": socket.gethostname(), "local_rank": int(environment.get("LOCAL_RANK", 0))}
+    here = {"host": host_name(), "local_rank": int(environment.get("LOCAL_RANK", 0))}
     said = _gather(store, "meeting", here, rank, world_size, seconds)
     if silent := [str(number) for number, content in enumerate(said) if content is None]:
         came = ", ".join(f"rank {number} on {json.loads(text)['host']}" for number, text in enumerate(said) if text)
