@@ -25,7 +25,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
-from pipeline.training.attempt import reports
+from pipeline.training.attempt import first_told, reports
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
@@ -218,9 +218,7 @@ def _checkpoint(status: Status, folder: RunFolder, hashes: bool) -> None:
 def _failure(folder: RunFolder, attempts: list[Attempt]) -> Failure | None:
     """Of the newest attempt in which a rank left an error."""
     for attempt in reversed(attempts):
-        telling = [report for report in reports(folder.logs, attempt.number) if report["kind"] != "bystander"]
-        if telling:
-            first = min(telling, key=lambda report: report["time"])
+        if first := first_told(reports(folder.logs, attempt.number)):
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
             message = first.get("message") or f"no sign of life while {first.get('doing', 'starting')}"
             line = str(message).strip().splitlines()[-1 if first["kind"] == "bug" else 0]

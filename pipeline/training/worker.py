@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import die_with_parent
+from launch.ssh_session import end_with_ssh_session
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
@@ -21,6 +22,7 @@ from pipeline.training.stopping import StopSignals
 
 def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
+    end_with_ssh_session()
     signals = StopSignals()
     parser = argparse.ArgumentParser(prog="pipeline.training.worker")
     parser.add_argument("recipe")
