@@ -42,8 +42,8 @@ _ENDED = re.compile(r"pdsh@[^:]*: ([^:]+): ssh exited with exit code (\d+)")
 _NO_CONNECTION = 255
 """ssh's exit code where it could not connect, or has lost the connection."""
 _NOT_CONNECTED_SECONDS = 5.0
-_FAILED_SECONDS = 45.0
-"""To the end of the other hosts' ranks: longer than they need to notice a lost one and tell it."""
+_FAILED_SECONDS = 30.0
+"""To the end of the other hosts' ranks: longer than they need to notice that one has ended, and to tell it."""
 _KILL_SECONDS = 5.0
 
 

@@ -21,6 +21,8 @@ _PROBES = 6
 """Within the time after which a host counts as gone."""
 _HELLO_SECONDS = 5.0
 _HELLO_BYTES = 4096
+_STRANGERS = 16
+"""That may stand in the queue before a rank, port scanners say."""
 _LOOK_SECONDS = 1.0
 _BYE = b"{}\n"
 
@@ -36,9 +38,10 @@ class Loss:
 
 def listen(ranks: int) -> socket.socket:
     """Where rank 0 is reached by the others, on a port that is free and by every address of this host."""
+    backlog = ranks + _STRANGERS
     if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=ranks)
-    return socket.create_server(("", 0), backlog=ranks)
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+    return socket.create_server(("", 0), backlog=backlog)
 
 
 def accept_all(

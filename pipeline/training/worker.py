@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import die_with_parent
-from launch.ssh_session import end_with_ssh_session
+from launch.ssh_session import SshSession
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
 from pipeline.training.stopping import StopSignals
 
+_LAST_WORDS_SECONDS = 20.0
+"""For a rank that is part of a training, and fails or saves, when its session ends."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
-    end_with_ssh_session()
+    session = SshSession()
     signals = StopSignals()
     parser = argparse.ArgumentParser(prog="pipeline.training.worker")
     parser.add_argument("recipe")
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.training.rank import init_distributed, train_rank
 
         init_distributed(recipe)
+        session.last_words_seconds = _LAST_WORDS_SECONDS
         if not attempt:  # started without the command: the ranks agree on a number
             attempt = from_rank_0(next_attempt(folder.logs) if rank == 0 else None)
             log_to_file(folder.logs, attempt, rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_all_stages_train_on_two_hosts_as_on_one_machine(runs, hosts, plain, unb
 
 
 def test_a_host_that_is_cut_off_is_named_everywhere_and_the_run_goes_on_without_it(
-    runs, hosts, plain, shards, unbroken, record_property
+    runs, hosts, plain, shards, unbroken
 ):
     recipe = {**plain("cut-off"), "data": {"shards": str(shards)}}
     launch = Launch(runs, hosts, recipe, "train")
@@ -155,11 +156,11 @@ def test_a_host_that_is_cut_off_is_named_everywhere_and_the_run_goes_on_without_
                 NAMED_SECONDS - (time.monotonic() - began),
                 f"rank {rank} does not name the host",
             )
-            record_property(f"named by rank {rank} after", round(time.monotonic() - began, 1))
+            print(f"named by rank {rank} after", round(time.monotonic() - began, 1), "s")
         wait_for(lambda: nothing_runs(hosts), ENDED_SECONDS - (time.monotonic() - began), "the run is still there")
-        record_property("all ended after", round(time.monotonic() - began, 1))
+        print("all ended after", round(time.monotonic() - began, 1), "s")
         code, output, errors = launch.end(ENDED_SECONDS - (time.monotonic() - began))
-        record_property("launch ended after", round(time.monotonic() - began, 1))
+        print("launch ended after", round(time.monotonic() - began, 1), "s")
     finally:
         hosts.restore("worker-2")
     assert code == 1, output + errors
@@ -167,9 +168,8 @@ def test_a_host_that_is_cut_off_is_named_everywhere_and_the_run_goes_on_without_
     assert launch.steps() < 2 * STEPS
     told = "no answer from worker-2 (rank 1) for 30 s", "worker-2 is cut off, its network interface lan0 has no link"
     assert told[0] in launch.log(0) and told[1] in launch.log(1)
-    status = runs.adaponder("status", recipe, "--json")
-    assert status.returncode == 0, status.stderr
-    shown = json.loads(status.stdout)
+    command = [sys.executable, "-m", "pipeline", "status", str(launch.folder), "--json"]
+    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
     assert shown["state"] == "failed" and "worker-2" in shown["failure"]["message"]
     assert shown["failure"]["host"] in NAMES and shown["failure"]["rank"] in (0, 1)
 
@@ -179,25 +179,22 @@ def test_a_host_that_is_cut_off_is_named_everywhere_and_the_run_goes_on_without_
     (continued,) = [event for event in runs.events("cut-off") if event["kind"] == "continued_elsewhere"]
     assert continued["message"].startswith(f"{kept.name} goes on with ")
     difference = largest_difference(unbroken, runs.metrics("cut-off"))
-    record_property("largest difference", difference)
+    print("largest difference", difference)
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize("what", ["no such host", "no sshd", "no network"])
+@pytest.mark.parametrize("what", ["no such host", "no sshd"])
 def test_a_host_that_is_not_reached_is_named_and_leaves_nothing_on_the_other(runs, hosts, plain, shards, what):
     names = ("worker-1", "nowhere") if what == "no such host" else NAMES
     recipe = {**plain(what.replace(" ", "-")), "data": {"shards": str(shards)}}
     if what == "no sshd":
         hosts.stop_sshd("worker-2")
-    elif what == "no network":
-        hosts.cut_off("worker-2")
     try:
         code, output, errors = Launch(runs, hosts, recipe, "train", slots=names).end(timeout=60)
     finally:
         if what == "no sshd":
             hosts.start_sshd("worker-2")
-        hosts.restore("worker-2")
     assert code == 1, output + errors
-    said = {"no such host": "Could not resolve hostname", "no sshd": "Connection refused", "no network": "timed out"}
+    said = {"no such host": "Could not resolve hostname", "no sshd": "Connection refused"}
     assert errors.startswith(f"adaponder: {names[1]}: ssh: ") and said[what] in errors and errors.count("\n") == 1
-    wait_for(lambda: nothing_runs(hosts), 60, "the run is still there")
+    print("nothing left after", wait_for(lambda: nothing_runs(hosts), 60, "the run is still there"), "s")
