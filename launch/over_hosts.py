@@ -36,7 +36,7 @@ from pipeline.training.attempt import (
     reported_stop,
     reports,
 )
-from pipeline.training.stopping import EXIT_REQUEUE
+from pipeline.training.stopping import EXIT_REQUEUE, STOP_SIGNALS
 
 _ENDED = re.compile(r"pdsh@[^:]*: ([^:]+): ssh exited with exit code (\d+)")
 _NO_CONNECTION = 255
@@ -93,8 +93,11 @@ class _Launcher:
         self._deadline = float("inf")
 
     def __enter__(self) -> _Launcher:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._interrupted)
+        signal.signal(signal.SIGINT, self._interrupted)  # which bash has a script's background commands ignore
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, self._interrupted)
+        for number in STOP_SIGNALS:  # of a whole process group: train.sh has the ranks save
+            signal.signal(number, lambda *_: None)
         self._reader.start()
         return self
 
