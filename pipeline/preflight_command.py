@@ -15,7 +15,6 @@ from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root, write_resolved_recipe
-from pipeline.run_status import wrong_in
 
 
 @reported
@@ -53,6 +52,7 @@ def check_with_ranks(
 ) -> None:
     """Make every check with the ranks of a training on this machine; `WorldError` with all that is wrong."""
     from launch.local import run_ranks, threads_per_rank
+    from launch.preflight.failures import failures_in
     from pipeline.training.checks import check_recipe, choose_ranks
 
     ranks, why = choose_ranks(recipe)
@@ -79,7 +79,7 @@ def check_with_ranks(
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(found, indent=2))
-    if wrong := wrong_in(found):
+    if wrong := failures_in(found):
         raise WorldError(f"preflight: {'; '.join(wrong)}")
     if code:
         raise WorldError(f"preflight: the ranks ended with exit code {code} after they had reported: see {log}")

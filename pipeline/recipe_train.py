@@ -187,6 +187,9 @@ class TrainSection(Section):
     """A rank that works so many times the ranks' median, five times measured in a row, is named."""
     timeout_seconds: PositiveInt = 600
     """How long a rank waits for the others before the run fails."""
+    lost_host_seconds: NonNegativeInt = 30
+    """On more than one host: how long a host may not answer, as far as its kernel is asked, before all ranks end and
+    name it. What its ranks are busy with does not matter. 0: only timeout_seconds and hang_minutes count."""
     stop_after_seconds: NonNegativeInt = 0
     """Saves and ends, to be started again (exit code 75), so long after the attempt began; what a save takes is kept
     back. 0: no limit."""

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from launch.preflight.failures import failures_in
 from pipeline.checkpoint import complete_folders, open_checkpoint
 from pipeline.checkpoint_lock import reading
 from pipeline.checkpoint_marker import wrong_files
@@ -26,7 +27,7 @@ from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root
 from pipeline.silent_ranks import without_a_word
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
-from pipeline.training.attempt import one_line, reports
+from pipeline.training.attempt import first_told, one_line, reports
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
@@ -227,11 +228,10 @@ def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Fail
     """Of the newest attempt in which a rank left an error, or that ranks ended in which left nothing at all."""
     for attempt in reversed(attempts):
         told = reports(folder.logs, attempt.number)
-        telling = [report for report in told if report["kind"] != "bystander"]
-        if not telling and told and not (going_on and attempt is attempts[-1]):
-            telling = without_a_word(attempt.hosts, told)
-        if telling:
-            first = min(telling, key=lambda report: report["time"])
+        first = first_told(told)
+        if first is None and told and not (going_on and attempt is attempts[-1]):
+            first = next(iter(without_a_word(attempt.hosts, told)), None)
+        if first:
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
             return Failure(attempt.number, first["rank"], first["host"], when, one_line(first))
     return None
@@ -240,18 +240,8 @@ def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Fail
 def _preflight(folder: RunFolder) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         found = json.loads(folder.preflight_file.read_text(encoding="utf-8"))
-        return f"{found['time']}, {'passed' if found['passed'] else '; '.join(wrong_in(found))}"
+        return f"{found['time']}, {'passed' if found['passed'] else '; '.join(failures_in(found))}"
     return None
-
-
-def wrong_in(preflight: dict[str, Any]) -> list[str]:
-    """What failed in a preflight, of its JSON, one line each."""
-    return [
-        f"{check['name']}: {finding['message']}"
-        for check in preflight["checks"]
-        for finding in check["findings"]
-        if finding["verdict"] == "failed"
-    ]
 
 
 def _alive(folder: RunFolder) -> str:

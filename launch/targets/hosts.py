@@ -15,6 +15,7 @@ import shlex
 from pathlib import Path
 
 from launch.hostfile import chosen_slots, read_hostfile
+from launch.ssh_session import SESSION_VARIABLE
 from launch.targets.launching import STAGES, START, Launch, check_stage, require_program
 from launch.targets.shell_script import rank_environment, script, setup, stages_in_turn, words
 from pipeline.errors import UserError
@@ -23,6 +24,9 @@ HOSTFILE = "hostfile"
 RANK = "rank.sh"
 ENVIRONMENT = "deepspeed_env"
 _PORT = 29500
+_SSH = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=6 -o SendEnv=ADAPONDER_FORWARD_*"
+"""Nothing is asked for, and a host that does not answer for a minute is given up. What PDSH_SSH_ARGS_APPEND says stands
+before it, and counts."""
 
 
 def chosen(launch: Launch, nodes: int | None = None, slots_per_host: int | None = None) -> dict[str, list[int]]:
@@ -126,12 +130,12 @@ def _training(launch: Launch, slots: dict[str, list[int]]) -> str:
         'for name in "${!MLFLOW@}"; do unset "$name"; done',
         """printf 'ADAPONDER_FORWARDED=%s\\n' "$forwarded" >"$launch/deepspeed_env\"""",
         'export DS_ENV_FILE="$launch/deepspeed_env"',
-        *(['export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND-} -o SendEnv=ADAPONDER_FORWARD_*"'] if pdsh else []),
+        *(['export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND-} ' + _SSH + '"'] if pdsh else []),
         "cd /  # DeepSpeed changes to the same folder on every host, without quoting it",
         "stopped=",
         "# The ranks look for the file at every step; all save and end.",
         "trap 'stopped=now' TERM USR1",
-        f"{words([launch.python, '-m', 'deepspeed.launcher.runner', *options])} \\",
+        f"{words([launch.python, '-m', 'launch.over_hosts', *launch.worker()[1:], '--', *options])} \\",
         f'    --launcher_args="$launcher_options" {words([rank])} &',
         "step=$!",
         'while kill -0 "$step" 2>/dev/null; do',
@@ -166,6 +170,7 @@ def _rank(launch: Launch, slots: dict[str, list[int]]) -> str:
         "done",
         *setup(launch),
         *rank_environment(launch),
+        *([f"export {SESSION_VARIABLE}=1"] if launch.cluster.hosts.launcher == "pdsh" else []),
         "# Open MPI has its own names for what DeepSpeed's pdsh launcher sets.",
         'if [[ -n "${OMPI_COMM_WORLD_RANK-}" ]]; then',
         '    export RANK="$OMPI_COMM_WORLD_RANK" WORLD_SIZE="$OMPI_COMM_WORLD_SIZE"',
@@ -174,6 +179,7 @@ def _rank(launch: Launch, slots: dict[str, list[int]]) -> str:
         "fi",
         'ranks="${LOCAL_WORLD_SIZE:-${LOCAL_SIZE:-1}}"',
         "cores=$(($(nproc) / ranks))",
+        'export LOCAL_WORLD_SIZE="$ranks"',
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"',
         f"exec {words([launch.python, '-m', *launch.worker()])}",
     ]

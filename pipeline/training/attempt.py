@@ -25,12 +25,11 @@ from pipeline.durable import write_json
 from pipeline.errors import AdaPonderError, UserError, WorldError
 from pipeline.host_name import host_name
 from pipeline.training.hang_report import hang_line
+from pipeline.training.lost_ranks import LOST_PEER, LostRanks
 from pipeline.training.stopping import Stopped
 from pipeline.training.watchdog import Hang
 
 ATTEMPT_VARIABLE = "ADAPONDER_ATTEMPT"
-# What gloo and NCCL say when the other side of a connection has gone.
-_LOST_PEER = re.compile(r"[Cc]onnection (closed|reset|refused)|remote process exited|Timed out waiting|gloo|NCCL")
 _SOURCE_PLACE = re.compile(r"^\[/\S*:\d+\] ")
 _ROOM_FOR_REPORTS = 1 << 16
 """Bytes; a rank whose disk has less may have failed because of it, and could not write why."""
@@ -116,11 +115,13 @@ def report_failure(logs: Path | None, attempt: int, rank: int, error: BaseExcept
     message = str(error)
     if isinstance(error, UserError):
         kind = "user"
+    elif isinstance(error, LostRanks):
+        kind = "lost"
     elif isinstance(error, AdaPonderError):
         kind = "world"
     elif isinstance(error, OSError):
         kind, message = "world", f"{error.filename or 'a file'}: {error.strerror or error}"
-    elif isinstance(error, (KeyboardInterrupt, SystemExit)) or _LOST_PEER.search(message):
+    elif isinstance(error, (KeyboardInterrupt, SystemExit)) or LOST_PEER.search(message):
         # The rank was told to end, or waited for one that had: it does not know why.
         kind = "bystander"
     else:
@@ -133,6 +134,16 @@ def report_failure(logs: Path | None, attempt: int, rank: int, error: BaseExcept
 def report_hang(logs: Path, attempt: int, rank: int, world_size: int, hang: Hang) -> None:
     """Leave where this rank stood when nothing went on any more."""
     _write_report(logs, attempt, rank, 1, kind="hang", world_size=world_size, **dataclasses.asdict(hang))
+
+
+def report_loss(logs: Path, attempt: int, rank: int, line: str) -> None:
+    """Leave that this rank ends since others are gone."""
+    _write_report(logs, attempt, rank, 1, kind="lost", message=line)
+
+
+def reported_losses(logs: Path, attempt: int) -> list[dict[str, Any]]:
+    """What ranks that lost others have left so far, in the order of ranks."""
+    return [report for report in reports(logs, attempt) if report["kind"] == "lost"]
 
 
 def reported_hangs(logs: Path, attempt: int) -> list[dict[str, Any]]:
@@ -159,7 +170,7 @@ def _write_report(logs: Path | None, attempt: int, rank: int, exit_code: int, **
     report = {"time": time.time(), "rank": rank, "host": host_name(), **content}
     line, log = one_line(report), "" if logs is None or not attempt else f" ({rank_log(logs, attempt, rank)})"
     # First: the run's folder may be what has failed.
-    LastWords(f"{line}{log}", report["kind"] == "bystander", report["time"], exit_code).leave(rank)
+    LastWords(f"{line}{log}", report["kind"] in ("bystander", "lost"), report["time"], exit_code).leave(rank)
     if logs is not None:
         write_json(_error_file(logs, attempt, rank), report)
 
@@ -182,6 +193,13 @@ def reports(logs: Path, attempt: int) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
+def first_told(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The report that says what went wrong: the earliest, ranks that only lost others after all that failed by
+    themselves, ranks that know nothing not at all."""
+    telling = [report for report in found if report["kind"] != "bystander"]
+    return min(telling, key=lambda report: (report["kind"] == "lost", report["time"]), default=None)
+
+
 def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     """Raise what went wrong first in `attempt`, for the command that started the ranks.
 
@@ -189,25 +207,26 @@ def raise_first_failure(logs: Path, attempt: int, exit_code: int) -> None:
     that ended without a word (killed from outside, out of memory) where only others report that they lost it, and
     naming who held up whom where nothing went on.
     """
-    telling = [report for report in reports(logs, attempt) if report["kind"] != "bystander"]
-    if not telling:
+    first = first_told(reports(logs, attempt))
+    if first is None:
         if shutil.disk_usage(logs).free < _ROOM_FOR_REPORTS:
             raise WorldError(
                 f"{logs}: {os.strerror(errno.ENOSPC)}, so that no rank could say what it failed in; {_CONTINUES}"
             )
         log = launcher_log(logs, attempt)
-        first = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
-        who = f"rank {first[1]} ended with exit code {first[2]}" if first else f"the ranks ended with {exit_code}"
+        seen = _FIRST_FAILURE.search(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else None
+        who = f"rank {seen[1]} ended with exit code {seen[2]}" if seen else f"the ranks ended with {exit_code}"
         raise WorldError(
             f"{who} and no message (killed from outside, or out of memory): see {log} and the rank logs beside it; "
             f"{_CONTINUES}"
         )
-    first_told = min(telling, key=lambda report: report["time"])
-    if first_told["kind"] == "user":
-        raise UserError(first_told["message"])
-    if first_told["kind"] == "hang":
-        raise WorldError(hang_line([report for report in telling if report["kind"] == "hang"]))
-    where = f"rank {first_told['rank']} on {first_told['host']}"
-    if first_told["kind"] == "world":
-        raise WorldError(f"{where}: {first_told['message']}")
-    raise RuntimeError(f"{where} failed:\n{first_told['message']}")
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    if first["kind"] == "hang":
+        raise WorldError(hang_line(reported_hangs(logs, attempt)))
+    if first["kind"] == "lost":
+        raise LostRanks(first["message"])
+    where = f"rank {first['rank']} on {first['host']}"
+    if first["kind"] == "world":
+        raise WorldError(f"{where}: {first['message']}")
+    raise RuntimeError(f"{where} failed:\n{first['message']}")

@@ -30,7 +30,14 @@ from pipeline.tracking import Tracker
 from pipeline.tracking.metrics_lines import read_metrics
 from pipeline.tracking.node_monitor import NodeMonitor, node_number
 from pipeline.training.agreement import from_rank_0, ranks_by_host, read_together
-from pipeline.training.attempt import hold_run, report_hang, report_stop, reported_hangs
+from pipeline.training.attempt import (
+    hold_run,
+    report_hang,
+    report_loss,
+    report_stop,
+    reported_hangs,
+    reported_losses,
+)
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
 from pipeline.training.computation import describe_computation
 from pipeline.training.elastic import what_changes
@@ -43,6 +50,7 @@ from pipeline.training.loop import Hooks, train_segment
 from pipeline.training.metrics_file import MetricsFile
 from pipeline.training.oversight import Oversight
 from pipeline.training.passed_over import PassedOver, read_passed_over
+from pipeline.training.peer_watch import PeerWatch
 from pipeline.training.phases import describe_phases, phase_at, segments
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.rank_checks import check_ranks
@@ -57,7 +65,7 @@ _FINISH_SECONDS = 15.0
 
 
 _SETTLE_SECONDS = 3.0
-"""Ranks that stand still find it out within this time of each other."""
+"""Ranks that stand still, or have lost another one, find it out within this time of each other."""
 _COLLECTIVE_SHARE = 0.9
 """Of the collectives' own timeout: a hang is found before they give up and only say that they lost somebody."""
 
@@ -89,15 +97,18 @@ def train_rank(recipe: Recipe, folder: RunFolder, attempt: int, resume: str, sig
     requests = StopRequests(signals, folder.path, rank, train.stop_after_seconds, began)
     limit = min(60 * train.hang_minutes, _COLLECTIVE_SHARE * train.timeout_seconds)
     monitor = NodeMonitor(folder, node_number(os.environ), recipe.track.system_metrics_every_seconds)
-    with Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size())) as watchdog, monitor:
+    watchdog = Watchdog(limit, partial(_report_hang, folder, attempt, rank, dist.get_world_size()))
+    peers = PeerWatch(train.lost_host_seconds, partial(_report_loss, folder, attempt, rank, watchdog))
+    with watchdog, monitor, peers:
         if rank == 0:
             with hold_run(folder.path):
                 hosts = ranks_by_host()  # none of the others goes on before all have said theirs
-                _train_as_rank_0(recipe, folder, attempt, resume, requests, watchdog, hosts)
+                _train_as_rank_0(recipe, folder, attempt, resume, requests, watchdog, peers, hosts)
         else:
-            ranks_by_host()
-            plan = _plan(recipe, folder, resume)
-            _run_segments(recipe, folder, plan, Hooks(), requests, watchdog)
+            with peers.explaining():
+                ranks_by_host()
+                plan = _plan(recipe, folder, resume)
+                _run_segments(recipe, folder, plan, Hooks(), requests, watchdog)
     dist.destroy_process_group()
 
 
@@ -108,6 +119,16 @@ def _report_hang(folder: RunFolder, attempt: int, rank: int, world_size: int, ha
     reports = reported_hangs(folder.logs, attempt)
     if reports[0]["rank"] == rank:
         append_event(folder, "training_hung", attempt=attempt, message=hang_line(reports))
+
+
+def _report_loss(folder: RunFolder, attempt: int, rank: int, watchdog: Watchdog, line: str) -> None:
+    """Leave that this rank has lost others; the lowest rank that can adds it to events.jsonl."""
+    report_loss(folder.logs, attempt, rank, line)
+    time.sleep(_SETTLE_SECONDS)
+    losses = reported_losses(folder.logs, attempt)
+    if losses[0]["rank"] == rank:
+        append_event(folder, "training_failed", attempt=attempt, error=line)
+    watchdog.last_words()
 
 
 def _plan(recipe: Recipe, folder: RunFolder, resume: str) -> TrainingPlan:
@@ -134,6 +155,7 @@ def _train_as_rank_0(
     resume: str,
     requests: StopRequests,
     watchdog: Watchdog,
+    peers: PeerWatch,
     hosts: dict[str, list[int]],
 ) -> None:
     """What rank 0 does beside its share: the run's files, the progress line, MLflow. hosts: the ranks of each."""
@@ -179,7 +201,8 @@ def _train_as_rank_0(
                 append_event(folder, "rolled_back", attempt=attempt, **passed_over.model_dump(mode="json"))
 
             hooks = Hooks(post_step, tell, roll_back, lambda: tracker.run_id)
-            _run_segments(recipe, folder, plan, hooks, requests, watchdog)
+            with peers.explaining():
+                _run_segments(recipe, folder, plan, hooks, requests, watchdog)
     except Stopped as stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other ranks have ended, torchrun ends what is left
         requests.clear()

@@ -14,15 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import before_child, die_with_parent
+from launch.preflight.failures import failures_of
+from launch.ssh_session import SshSession
 from pipeline.errors import WorldError
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
 from pipeline.training.stopping import StopSignals
 
+_LAST_WORDS_SECONDS = 20.0
+"""For a rank that is part of a training, and fails or saves, when its session ends."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
+    session = SshSession()
     signals = StopSignals()
     parser = argparse.ArgumentParser(prog="pipeline.training.worker")
     parser.add_argument("recipe")
@@ -37,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = read_recipe(given.recipe)
         folder = RunFolder(given.runs.absolute(), recipe)
         logs = folder.logs
+        if given.preflight is not None:  # its table is for whoever started the ranks, and not for their logs
+            _preflight(given.recipe, folder, given.preflight)
         if attempt:
             log_to_file(folder.logs, attempt, rank)
-        if given.preflight is not None:
-            _preflight(given.recipe, folder, given.preflight)
         from pipeline.training.agreement import from_rank_0
         from pipeline.training.rank import init_distributed, train_rank
 
         init_distributed(recipe)
+        session.last_words_seconds = _LAST_WORDS_SECONDS
         if not attempt:  # started without the command: the ranks agree on a number
             attempt = from_rank_0(next_attempt(folder.logs) if rank == 0 else None)
             log_to_file(folder.logs, attempt, rank)
@@ -65,7 +72,8 @@ def _preflight(recipe: str, folder: RunFolder, gpus: str) -> None:
     if code < 0:
         raise WorldError(f"the preflight was killed by signal {-code}: out of memory?")
     if code:
-        raise WorldError(f"the preflight failed: {folder.preflight_file} and the first rank's output say in what")
+        wrong = "; ".join(failures_of(folder.preflight_file)) or "see the first rank's output"
+        raise WorldError(f"the preflight failed: {wrong}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from pipeline.training.attempt import (
     rank_log,
     report_failure,
     report_hang,
+    report_loss,
     report_stop,
     reported_hangs,
+    reported_losses,
     reported_stop,
 )
+from pipeline.training.lost_ranks import LostRanks
 from pipeline.training.stopping import EXIT_REQUEUE, Stopped
 from pipeline.training.watchdog import Hang
 
@@ -115,3 +118,14 @@ def test_a_hang_is_one_line_of_all_reports_and_those_who_lost_a_peer_do_not_coun
     ) as caught:
         raise_first_failure(tmp_path, 1, 1)
     assert str(caught.value).count("waited for others in all_reduce") == 1
+
+
+def test_who_lost_another_comes_after_who_failed_by_himself(tmp_path, capsys):
+    report_loss(tmp_path, 1, 0, "no answer from b (rank 1) for 30 s")
+    report_loss(tmp_path, 1, 2, "c is cut off")
+    assert [report["rank"] for report in reported_losses(tmp_path, 1)] == [0, 2]
+    with pytest.raises(LostRanks, match="^no answer from b"):
+        raise_first_failure(tmp_path, 1, 1)
+    report_failure(tmp_path, 1, 1, WorldError("shard gone"))
+    with pytest.raises(WorldError, match=r"^rank 1 on \S+: shard gone"):
+        raise_first_failure(tmp_path, 1, 1)

@@ -97,15 +97,16 @@ def test_of_two_ranks_the_slower_one_is_named():
 
 
 def addresses(**other) -> dict:
-    seen = {"backend": "gloo", "named": "", "resolved": "10.0.0.1", "interface": "ib0", "interfaces": ["ib0", "lo"]}
-    return {**seen, "error": "", "seconds": 0.1, **other}
+    seen = {"backend": "gloo", "named": "", "address": "10.0.0.1", "interface": "ib0", "interfaces": ["ib0", "lo"]}
+    return {**seen, "reached": True, "error": "", "seconds": 0.1, **other}
 
 
-def test_a_host_name_that_leads_back_to_the_host_names_the_interface():
-    [(verdict, message)] = judged(network.CHECK, [addresses(), addresses(resolved="127.0.1.1")])
+def test_a_node_that_is_not_reached_at_its_own_name_is_told_the_interface():
+    # The first one asks the second.
+    [(verdict, message)] = judged(network.CHECK, [addresses(reached=False), addresses(address="127.0.1.1")])
     assert verdict == "failed"
-    assert message.startswith("n1's own name stands for 127.0.1.1")
-    assert "set cluster.network_interface to ib0" in message
+    assert message.startswith("n1 does not answer n0 at 127.0.1.1, which its own name stands for")
+    assert "set cluster.network_interface=ib0" in message
 
 
 def test_an_interface_that_a_node_lacks_is_named():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch._C._distributed_c10d import TCPStore
 
 from launch.preflight.meeting import Meeting, alone, places_of
+from launch.preflight.network import reach_next_node
 from launch.preflight.slow_ranks import phases
 from pipeline.errors import WorldError
 
@@ -90,3 +91,10 @@ def test_every_rank_exchanges_with_both_neighbours_once_and_with_one_at_a_time(s
         # Between nodes alone: the links that a network card can slow down.
         nodes = {place.rank: place.node for place in places}
         assert all(nodes[rank] != nodes[other] for rank, partners in met.items() for other in partners)
+
+
+def test_nodes_are_asked_at_the_address_that_they_give():
+    # The second node listens where the others cannot get to: at an address of its own, which is none of this machine's.
+    addresses = ["127.0.0.1", "192.0.2.1", "127.0.0.1"]
+    found = on_ranks(3, lambda meeting: reach_next_node(meeting, addresses[meeting.rank]), range(3))
+    assert found == {0: False, 1: True, 2: True}

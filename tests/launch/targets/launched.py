@@ -53,10 +53,10 @@ def programs(folder: Path, **texts: str) -> dict[str, str]:
 
 
 def bash(
-    script: str | Path, *arguments: str, environment: dict[str, str], cwd: Path | None = None
+    script: str | Path, *arguments: str, environment: dict[str, str], cwd: Path | None = None, timeout: float = 30
 ) -> subprocess.CompletedProcess[str]:
     """Run a script (its path, or its text) with bash."""
     command = ["bash", str(script), *arguments] if isinstance(script, Path) else ["bash", "-c", script, "-", *arguments]
-    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, check=False, timeout=timeout)
     # Not by text=True, which would make a carriage return in a path a line feed.
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 from launch.hostfile import chosen_slots, read_hostfile
+from launch.launch_folder import write_launch
 from launch.targets.hosts import chosen, files
 from pipeline.errors import UserError
 from tests.launch.targets.launched import bash, launch_of, programs
@@ -36,27 +38,25 @@ def test_the_real_launcher_starts_rank_sh_and_no_command_line_holds_a_secret(tmp
     launch = launch_of(
         "hosts", tmp_path / below, nodes=1, python=str(tmp_path / "programs" / "python"), environment=["HF_TOKEN"]
     )
-    launch.path.mkdir(parents=True)
-    for name, text in files(launch, {"n1": [0]}).items():
-        (launch.path / name).write_text(text, encoding="utf-8")
-        (launch.path / name).chmod(0o755)
+    write_launch(launch, files(launch, {"n1": [0]}))
+    secret = token_hex(8)
     python = f'if [[ "$2" == pipeline.training.worker ]]; then {RANK}\nfi\nexec {sys.executable} "$@"'
     environment = {
         **programs(tmp_path / "programs", pdsh=PDSH, python=python),
         "PYTHONPATH": os.pathsep.join(sys.path),
         "DS_ACCELERATOR": "cpu",
-        "HF_TOKEN": "a secret'$x",
-        "MLFLOW_TRACKING_TOKEN": "another secret",
+        "HF_TOKEN": f"a {secret}'$x",
+        "MLFLOW_TRACKING_TOKEN": f"another {secret}",
         "CODE": "75",
     }
     done = bash(launch.path / "train.sh", environment=environment)
     assert done.returncode == 75, done.stderr
     got = (tmp_path / "programs" / "rank").read_text().split("\0")[:-1]
-    assert got[:5] == ["0", "1", "n1", "a secret'$x", ""]
+    assert got[:5] == ["0", "1", "n1", f"a {secret}'$x", ""]
     assert got[5:] == ["-m", *launch.worker()]
-    written = [path.read_text() for path in launch.path.iterdir()]
+    written = [path.read_text() for path in (*launch.path.iterdir(), *launch.folder.logs.iterdir())]
     lines = (tmp_path / "programs" / "command-lines").read_text()
-    assert all("secret" not in text for text in (lines, done.stderr, done.stdout, *written))
+    assert all(secret not in text for text in (lines, done.stderr, done.stdout, *written))
 
 
 def test_sigterm_stops_all_ranks_by_the_file_and_leaves_none(tmp_path):
