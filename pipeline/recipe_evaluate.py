@@ -8,7 +8,23 @@ from pydantic import Field
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
-SuiteName = Literal["validation"]
+SuiteName = Literal["validation", "policies"]
+
+
+class PoliciesSection(Section):
+    """The suite `policies`: learned halting against fixed shares of the tokens, on one network."""
+
+    rows_per_source: PositiveInt | Literal["all"] = 64
+    """Validation rows a source; the first ones. Every row is run some hundred times."""
+    batch_rows: PositiveInt = 8
+    geometric_ratios: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    """Geometric policies: each pass keeps this share of the tokens that the pass before had."""
+    thresholds: list[Annotated[float, Field(ge=0.0, lt=1.0)]] = [1e-5, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9]
+    """tau of the further points on the learned policy's curve."""
+    mean_depths: list[Annotated[float, Field(ge=1.0)]] = [1.5, 2.0, 2.5, 3.0, 3.5]
+    """Passes a token of the further points on the fixed policies' curves."""
+    draws: PositiveInt = 1000
+    """Of the bootstrap over documents."""
 
 
 class EvaluateSection(Section):
@@ -22,3 +38,4 @@ class EvaluateSection(Section):
     sample_prompt: str = "The "
     """Start of the text that `adaponder run` generates at its end."""
     sample_tokens: NonNegativeInt = 64
+    policies: PoliciesSection = PoliciesSection()

@@ -1,24 +1,20 @@
-"""The figures of an evaluation. Each is read alone: title, what was evaluated, units, legend.
-
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; lines differ in their marks too.
-"""
+"""The figures of the suite `validation`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, INCHES, ORANGE, new_figure
 from pipeline.evaluation.metrics import Measured, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 ALL = "all sources"
 MOST_SOURCES = 30
 """Bars that a figure shows; the Pile has 22 sources."""
-INCHES, HEADING_INCHES, DPI = (7.5, 4.5), 0.6, 150
 
 
 def write_plots(folder: Path, metrics: Metrics) -> list[Path]:
@@ -36,24 +32,12 @@ def write_plots(folder: Path, metrics: Metrics) -> list[Path]:
 
 
 def _figure(metrics: Metrics, title: str, inches: tuple[float, float] = INCHES) -> tuple[Figure, Axes]:
-    # Figure objects of one's own need no display and no global state, unlike pyplot.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    height = inches[1]
-    figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - HEADING_INCHES / height)))
-    FigureCanvasAgg(figure)
     identity, overall = metrics.identity, metrics.overall
     told = (
         f"{identity.suite} set, step {identity.step:,}, {overall.tokens:,} tokens; "
         f"loss {overall.loss:.3f} nats a token, mean depth {overall.mean_depth:.2f} of {metrics.max_passes} passes"
     )
-    figure.text(0.012, 1 - 0.28 / height, title, fontsize=12, fontweight="bold")
-    figure.text(0.012, 1 - 0.50 / height, told, fontsize=8.5, color="#444444")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return new_figure(title, told, inches)
 
 
 def _depth(metrics: Metrics) -> Figure:

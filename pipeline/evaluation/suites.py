@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pipeline.errors import UserError
+from pipeline.evaluation.policies.suite import PolicySuite
 from pipeline.evaluation.suite import Suite
 from pipeline.evaluation.validation import Validation
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation,)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, PolicySuite)}
 
 
 def suite_named(name: str) -> Suite:

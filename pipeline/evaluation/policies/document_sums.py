@@ -1,0 +1,70 @@
+"""Losses by document, and how sure their means are: documents are what a text is a sample of, tokens are not.
+
+Tokens of one document are alike, so a bootstrap over tokens would be far too sure of itself. Documents are drawn again
+with replacement; all policies are judged on the same draws, which makes their differences surer than their losses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class DocumentSums:
+    """Sums of several losses over the documents of rows that follow each other."""
+
+    def __init__(self, names: list[str], end_of_document_id: int) -> None:
+        self.names = names
+        self._end = end_of_document_id
+        self._document = 0
+        self._documents: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self._nll: list[np.ndarray] = []
+
+    def begin(self) -> None:
+        """Another set of rows, whose first token begins a document."""
+        self._document += 1
+
+    def add(self, inputs: torch.Tensor, counted: torch.Tensor, nll: torch.Tensor) -> None:
+        """Add rows, those that follow the ones before. inputs: int64 [B, n]; counted: bool [B, n], tokens that predict;
+        nll: float [names, B, n], nats.
+
+        A prediction counts for the document that its token, the one that is read, stands in.
+        """
+        ends = (inputs == self._end).cpu().numpy().reshape(-1)
+        document = self._document + np.concatenate([[0], np.cumsum(ends)])
+        self._document = int(document[-1])
+        wanted = counted.cpu().numpy().reshape(-1)
+        numbers, place = np.unique(document[:-1][wanted], return_inverse=True)
+        values = nll.double().cpu().numpy().reshape(len(self.names), -1)[:, wanted]
+        self._documents.append(numbers)
+        self._tokens.append(np.bincount(place, minlength=len(numbers)))
+        self._nll.append(np.stack([np.bincount(place, weights=row, minlength=len(numbers)) for row in values]))
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int64 [documents], and nats float64 [names, documents]."""
+        _, place = np.unique(np.concatenate(self._documents), return_inverse=True)
+        tokens = np.bincount(place, weights=np.concatenate(self._tokens)).astype(np.int64)
+        nll = np.concatenate(self._nll, axis=1)
+        return tokens, np.stack([np.bincount(place, weights=row) for row in nll])
+
+    def losses(self) -> dict[str, float]:
+        """Nats a token, by name."""
+        tokens, nll = self.totals()
+        return {name: float(row.sum() / tokens.sum()) for name, row in zip(self.names, nll, strict=True)}
+
+    def bootstrap(self, draws: int, seed: int) -> np.ndarray:
+        """Losses float64 [draws, names]: each draw takes as many documents as there are, with replacement."""
+        generator = np.random.default_rng(seed)
+        tokens, nll = self.totals()
+        found = np.empty((draws, len(self.names)))
+        for number in range(draws):
+            times = np.bincount(generator.integers(len(tokens), size=len(tokens)), minlength=len(tokens))
+            found[number] = nll @ times / (tokens @ times)
+        return found
+
+
+def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
+    """The middle `share` of drawn values."""
+    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
