@@ -8,7 +8,15 @@ from pydantic import Field
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
-SuiteName = Literal["validation", "policies"]
+SuiteName = Literal["validation", "depth", "policies"]
+
+
+class DepthSection(Section):
+    """The suite `depth`: on which tokens the passes are spent."""
+
+    rows_per_source: PositiveInt | Literal["all"] = 256
+    """Validation rows a source; the first ones. Every token of them is held in memory, some 60 bytes each."""
+    batch_rows: PositiveInt = 8
 
 
 class PoliciesSection(Section):
@@ -38,4 +46,5 @@ class EvaluateSection(Section):
     sample_prompt: str = "The "
     """Start of the text that `adaponder run` generates at its end."""
     sample_tokens: NonNegativeInt = 64
+    depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()

@@ -16,11 +16,9 @@ from rich.style import Style
 from rich.text import Text
 
 from pipeline.errors import UserError
+from pipeline.evaluation.depth_colours import letters_on, tint
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.model import AdaPonderForCausalLM
-
-# Cividis from light to dark: order and steps survive colour blindness and a black-and-white print.
-_LIGHT_TO_DARK = ((253, 234, 69), (203, 186, 105), (124, 123, 120), (87, 92, 109), (0, 34, 78))
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,7 @@ def render(sample: Sample) -> Text:
 
 def depth_style(depth: int, max_passes: int) -> Style:
     """Black or white letters on the depth's colour: light for the shallowest, dark for the deepest."""
-    place = (depth - 1) / max(max_passes - 1, 1) * (len(_LIGHT_TO_DARK) - 1)
-    low = min(int(place), len(_LIGHT_TO_DARK) - 2)
-    share = place - low
-    pairs = zip(_LIGHT_TO_DARK[low], _LIGHT_TO_DARK[low + 1], strict=True)
-    red, green, blue = (round(a + (b - a) * share) for a, b in pairs)
-    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128
-    return Style(color="#000000" if bright else "#ffffff", bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
+    return Style(color=letters_on(depth, max_passes), bgcolor=tint(depth, max_passes))
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pipeline.errors import UserError
 from pipeline.evaluation.policies.suite import PolicySuite
+from pipeline.evaluation.pondering.suite import DepthSuite
 from pipeline.evaluation.suite import Suite
 from pipeline.evaluation.validation import Validation
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, PolicySuite)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, DepthSuite, PolicySuite)}
 
 
 def suite_named(name: str) -> Suite:
