@@ -93,7 +93,7 @@ def test_the_evaluation_is_a_child_of_the_training_in_mlflow_once(run, checkpoin
         found
         for experiment in client.search_experiments()
         for found in client.search_runs([experiment.experiment_id])
-        if "mlflow.parentRunId" in found.data.tags
+        if "mlflow.parentRunId" in found.data.tags and found.data.tags["adaponder.suite"] == "validation"
     ]
     (child,) = children
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
