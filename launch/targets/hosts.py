@@ -135,7 +135,7 @@ def _training(launch: Launch, slots: dict[str, list[int]]) -> str:
         "stopped=",
         "# The ranks look for the file at every step; all save and end.",
         "trap 'stopped=now' TERM USR1",
-        f"{words([launch.python, '-m', 'launch.over_hosts', *launch.worker()[1:], '--', *options])} \\",
+        f"{words([launch.python, '-m', 'launch.over_hosts', *launch.run_arguments(), '--', *options])} \\",
         f'    --launcher_args="$launcher_options" {words([rank])} &',
         "step=$!",
         'while kill -0 "$step" 2>/dev/null; do',

@@ -66,22 +66,23 @@ class Launch:
 
     def arguments(self, stage: str, runs: str = "", recipe_file: str = "") -> list[str]:
         """The command line of a stage without its options, `python -m pipeline ...`."""
-        given = [stage, recipe_file or str(self.recipe_file), "--runs", runs or str(self.folder.root)]
+        given = [stage, *self.run_arguments(runs, recipe_file)]
         if stage in ("evaluate", "release"):
             given += ["--checkpoint", self.last_checkpoint]
         if stage == "train" and self.cluster.preflight.before_training:
             given.append("--preflight")
         return [self.python, "-m", "pipeline", *given]
 
+    def run_arguments(self, runs: str = "", recipe_file: str = "") -> list[str]:
+        """The recipe and the folder of runs, as all that belongs to the run takes them."""
+        return [recipe_file or str(self.recipe_file), "--runs", runs or str(self.folder.root)]
+
     def worker(self, runs: str = "", recipe_file: str = "") -> list[str]:
         """The module of a rank and its arguments."""
         # A hostfile may give each host another number of ranks; elsewhere all nodes are asked for as many GPUs.
         gpus = "ranks" if self.target == "hosts" and self.cluster.gpus_per_node else str(self.cluster.gpus_per_node)
-        return [
-            *("pipeline.training.worker", recipe_file or str(self.recipe_file)),
-            *("--runs", runs or str(self.folder.root)),
-            *(("--preflight", gpus) if self.cluster.preflight.before_training else ()),
-        ]
+        preflight = ["--preflight", gpus] if self.cluster.preflight.before_training else []
+        return ["pipeline.training.worker", *self.run_arguments(runs, recipe_file), *preflight]
 
     @property
     def parts(self) -> list[str]:
