@@ -20,6 +20,7 @@ from pipeline.checkpoint_commands import app as checkpoint_commands
 from pipeline.command_line import cores, reported
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
+from pipeline.heavy_imports import heavy_imports
 from pipeline.launch_commands import app as launch_commands
 from pipeline.plan_command import plan
 from pipeline.recipe import Recipe
@@ -130,7 +131,8 @@ def train(
 ) -> None:
     """Shards become checkpoints; continues where it stopped."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.training.stage import train as stage
+    with heavy_imports():
+        from pipeline.training.stage import train as stage
 
     stage(read, folder, resume.value)
 
@@ -145,7 +147,8 @@ def evaluate(
 ) -> None:
     """A checkpoint is judged: loss by source, depth, plots."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.evaluation.stage import evaluate as stage
+    with heavy_imports():
+        from pipeline.evaluation.stage import evaluate as stage
 
     stage(read, folder, checkpoint)
 
@@ -160,7 +163,8 @@ def release(
 ) -> None:
     """A checkpoint becomes a verified folder that transformers loads."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.release.stage import release as stage
+    with heavy_imports():
+        from pipeline.release.stage import release as stage
 
     stage(read, folder, checkpoint, command=_command_line())
 
@@ -175,7 +179,8 @@ def run(
 ) -> None:
     """All stages on this machine; finished ones are skipped."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.whole_run import whole_run
+    with heavy_imports():
+        from pipeline.whole_run import whole_run
 
     whole_run(read, folder, resume.value, _command_line())
 

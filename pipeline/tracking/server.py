@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.durable import PARTIAL_SUFFIX, fsync_folder
 from pipeline.errors import UserError
+from pipeline.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -88,7 +89,8 @@ def set_mlflow_defaults() -> None:
 def connect(root: Path) -> MlflowClient:
     """A client for `tracking_uri(root)`. A sqlite store is created here; a server is not yet asked anything."""
     set_mlflow_defaults()
-    from mlflow.tracking import MlflowClient
+    with heavy_imports():
+        from mlflow.tracking import MlflowClient
 
     # Table creation, migrations and each failed try would be told on the console, a URI's password included; what
     # matters of it reaches the user through the tracker's one warning.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.local import die_with_parent
+from pipeline.heavy_imports import heavy_imports
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if attempt:
         log_to_file(folder.logs, attempt, rank)
     try:
-        from pipeline.training.agreement import from_rank_0
-        from pipeline.training.rank import init_distributed, train_rank
+        with heavy_imports():
+            from pipeline.training.agreement import from_rank_0
+            from pipeline.training.rank import init_distributed, train_rank
 
         init_distributed(recipe)
         if not attempt:  # started without the command: the ranks agree on a number
