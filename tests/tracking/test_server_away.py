@@ -94,6 +94,7 @@ def test_a_server_that_comes_late_and_goes_away(
     assert told.out.count("does not take the metrics") == 2
 
 
+@pytest.mark.alone
 def test_a_training_whose_server_hangs_for_a_while_and_then_is_gone_for_good(
     runs, recipe, empty_store, tmp_path, monkeypatch
 ):
