@@ -94,7 +94,6 @@ def test_a_server_that_comes_late_and_goes_away(
     assert told.out.count("does not take the metrics") == 2
 
 
-@pytest.mark.alone
 def test_a_training_whose_server_hangs_for_a_while_and_then_is_gone_for_good(
     runs, recipe, empty_store, tmp_path, monkeypatch
 ):
@@ -106,7 +105,7 @@ def test_a_training_whose_server_hangs_for_a_while_and_then_is_gone_for_good(
     of_mlflow = {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     }
     client = MlflowClient(of_mlflow["MLFLOW_TRACKING_URI"])
 

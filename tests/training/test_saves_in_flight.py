@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.saves_in_flight import STATES
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
