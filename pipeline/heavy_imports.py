@@ -45,6 +45,7 @@ def import_deepspeed() -> ModuleType:
                     import deepspeed.runtime.zero.muon.muon_optimizer
             finally:
                 compiler.compile = compile_function
+        gc.freeze()  # what the imports made stays: no later collection looks through it either
     return sys.modules["deepspeed"]
 
 
