@@ -35,6 +35,30 @@ def test_deepspeed_comes_without_mlflow_and_the_compiler_and_keeps_neither_away(
     assert printed(DEEPSPEED)[-3:] == ["[]", "mlflow deepspeed True True", "True True"]
 
 
+THREADS = """
+import sys, threading, time
+from pathlib import Path
+from pipeline.tracking.node_monitor import NodeMonitor
+from pipeline.tracking.server import connect
+found = []
+monitor = threading.Thread(target=lambda: found.append(len(NodeMonitor(None, 0, 1.0)._collectors()) >= 3))
+tracker = threading.Thread(target=lambda: found.append(type(connect(Path("nowhere"))).__name__))
+monitor.start()
+while "mlflow" not in sys.modules:  # it has begun
+    time.sleep(0)
+tracker.start()
+monitor.join()
+tracker.join()
+print(sorted(map(str, found)))
+"""
+
+
+@pytest.mark.slow
+def test_two_threads_that_want_mlflow_at_once_both_get_it(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # which is not asked anything
+    assert printed(THREADS)[-1:] == ["['MlflowClient', 'True']"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["pipeline.training.stage", "tokenization.stage"])
 def test_a_command_that_computes_nothing_imports_no_network(module):
