@@ -9,12 +9,16 @@ INSTALLED := $(VENV)/.installed
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
-	$(BIN)/python -m pytest -q -m "slow and not cluster"
+# Two tests at a time, those of a file one after the other: its fixtures are made once. Most slow tests wait for processes
+# that wait for each other, so that one at a time leaves a core idle.
+TWO_AT_A_TIME = -n 2 --dist loadscope --no-loadscope-reorder
+
+test: test-fast
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "slow and not alone and not cluster"
+	$(BIN)/python -m pytest -q -m "alone and not cluster"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "not slow and not cluster"
 
 # A Slurm and hosts made on this machine, by root; what is missing is installed where apt-get may, else tests skip.
 test-cluster: $(INSTALLED)

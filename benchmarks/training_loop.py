@@ -66,7 +66,7 @@ def main() -> None:
         environment = {
             **os.environ,
             FOLDER_VARIABLE: name,
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }

@@ -32,6 +32,7 @@ def main() -> None:
     if not chosen.device.startswith("cuda"):
         give_memory_back()
     steps = training_steps(chosen, single_pass=True)
+    gc.freeze()  # what is there stays: the collection before each step looks at what the steps leave
     peaks: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(chosen.rounds):
         for name, step in steps.items():

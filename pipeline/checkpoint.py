@@ -15,7 +15,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +25,11 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.checkpoint_lock import reading
 from pipeline.checkpoint_marker import MARKER, Marker, read_marker, wrong_files, wrong_sizes
 from pipeline.errors import UserError, WorldError
-from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+from pipeline.heavy_imports import import_deepspeed
+from pipeline.model import AdaPonderConfig
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 STATE_FILE = "trainer_state.json"
 FROZEN_FILE = "frozen_weights.safetensors"
@@ -216,6 +220,8 @@ def load_model(checkpoint: Checkpoint, *, hashes: bool = True) -> AdaPonderForCa
     # By transformers' own loading: it builds on no memory at first, and yet computes what is in no checkpoint (RoPE's
     # frequencies).
     disable_progress_bar()
+    from pipeline.model import AdaPonderForCausalLM
+
     loaded: Any = AdaPonderForCausalLM.from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
@@ -237,6 +243,7 @@ def _full_precision_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if state.zero_stage > 0 or state.precision != "fp32":
         # DeepSpeed talks on stdout, from its import on; that belongs to the stage.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import_deepspeed()
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
             masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.command_line import reported
+from pipeline.heavy_imports import heavy_imports
 
 app = typer.Typer(no_args_is_help=True, help="List and check a run's checkpoints, and take weights out of them.")
 
@@ -33,7 +34,8 @@ def list_(
     What is no checkpoint is listed too: half written, half removed, set aside
     because training could not go on from it.
     """
-    from pipeline.checkpoint_listing import list_and_tell
+    with heavy_imports():
+        from pipeline.checkpoint_listing import list_and_tell
 
     list_and_tell(run, runs, as_json)
 
@@ -53,7 +55,8 @@ def verify(
     have sizes only, which is said. Exit code 0: all is whole; 1: something is
     damaged; 2: RUN holds no such checkpoint.
     """
-    from pipeline.checkpoint_listing import verify_and_tell
+    with heavy_imports():
+        from pipeline.checkpoint_listing import verify_and_tell
 
     verify_and_tell(run, runs, checkpoint)
 
@@ -75,6 +78,7 @@ def export(
     against data: to publish, take `adaponder release`. A folder that is there
     already is not touched.
     """
-    from pipeline.checkpoint_export import export_and_tell
+    with heavy_imports():
+        from pipeline.checkpoint_export import export_and_tell
 
     export_and_tell(run, runs, checkpoint, output)

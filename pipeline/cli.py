@@ -20,6 +20,7 @@ from pipeline.checkpoint_commands import app as checkpoint_commands
 from pipeline.command_line import cores, reported
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
+from pipeline.heavy_imports import heavy_imports
 from pipeline.launch_commands import app as launch_commands
 from pipeline.plan_command import plan
 from pipeline.preflight_command import check_with_ranks, preflight
@@ -137,7 +138,8 @@ def train(
     read, folder = _open(recipe, overrides, runs)
     if check:
         check_with_ranks(read, folder, tokenized=True)
-    from pipeline.training.stage import train as stage
+    with heavy_imports():
+        from pipeline.training.stage import train as stage
 
     stage(read, folder, resume.value)
 
@@ -156,7 +158,8 @@ def evaluate(
 ) -> None:
     """A checkpoint is judged: loss by source, depth, plots."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.evaluation.stage import evaluate_suites
+    with heavy_imports():
+        from pipeline.evaluation.stage import evaluate_suites
 
     evaluate_suites(read, folder, checkpoint, suites or list(read.evaluate.suites))
 
@@ -171,7 +174,8 @@ def release(
 ) -> None:
     """A checkpoint becomes a verified folder that transformers loads."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.release.stage import release as stage
+    with heavy_imports():
+        from pipeline.release.stage import release as stage
 
     stage(read, folder, checkpoint, command=_command_line())
 
@@ -186,7 +190,8 @@ def run(
 ) -> None:
     """All stages on this machine; finished ones are skipped."""
     read, folder = _open(recipe, overrides, runs)
-    from pipeline.whole_run import whole_run
+    with heavy_imports():
+        from pipeline.whole_run import whole_run
 
     whole_run(read, folder, resume.value, _command_line())
 

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.command_line import reported
 from pipeline.console import console
+from pipeline.heavy_imports import heavy_imports
 from pipeline.preflight_command import check_here
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
@@ -120,10 +121,10 @@ def _launch(
 
 def _check_training(given: Launch, ranks: int | None) -> None:
     """What the trainer would refuse on the nodes; `ranks`: of the whole training, None for this machine."""
-    from pipeline.training.checks import check_recipe, choose_ranks
-
     if given.stage not in ("train", "all"):
         return
+    with heavy_imports():
+        from pipeline.training.checks import check_recipe, choose_ranks
     if ranks is None:
         check_recipe(given.recipe, choose_ranks(given.recipe)[0])
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.command_line import reported
+from pipeline.heavy_imports import heavy_imports
 
 
 @reported
@@ -46,7 +47,8 @@ def plan(
     No GPU is needed and no weight is made. Every strategy of ds_configs is
     compared under every kind of activation checkpointing.
     """
-    from launch.plan.stage import Options, plan_and_tell
+    with heavy_imports():
+        from launch.plan.stage import Options, plan_and_tell
 
     plan_and_tell(
         Options(

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+from pipeline.model import AdaPonderConfig
 from pipeline.recipe_train import Phase
 
 _WORDS = {"all": ["*"], "gates": ["gates.*"]}
@@ -29,6 +29,8 @@ def check_trained(phases: list[Phase], config: AdaPonderConfig) -> None:
     }
     if not patterns:
         return
+    from pipeline.model import AdaPonderForCausalLM
+
     # Names and no weights: nothing is allocated.
     with torch.device("meta"):
         names = [name for name, _ in AdaPonderForCausalLM(config).named_parameters()]

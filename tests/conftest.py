@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+# Before torch is imported, here and in all that is started from here. The networks are so small that more threads wait
+# for each other, and while another process has their core they wait by counting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 WORDS = (
     "token",
     "passes",

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.host_name import host_name
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.metrics_lines import HOST, STEP, TIME
-from pipeline.tracking.server import set_mlflow_defaults
+from pipeline.tracking.server import import_mlflow
 
 _FIRST_SECONDS = 1.0
 """To the first sample: a processor's load is that of the time between two looks."""
@@ -78,7 +78,7 @@ class NodeMonitor:
 
     def _collectors(self) -> list[Any]:
         """Those of MLflow that work on this machine."""
-        set_mlflow_defaults()
+        import_mlflow()
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

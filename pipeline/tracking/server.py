@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.durable import PARTIAL_SUFFIX, fsync_folder
 from pipeline.errors import UserError
+from pipeline.heavy_imports import heavy_imports
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -37,6 +39,7 @@ _USER_INFO = re.compile(r"(?<=://)(?!/)\S*@")
 _QUERY = re.compile(r"(?<=\?)[^\s=]+=\S*")
 DEFAULT_STORE = "sqlite:mlflow.db"
 """How the default store is noted: wherever the folder of all runs is moved, it is the same."""
+_IMPORTING = threading.Lock()
 _Item = TypeVar("_Item")
 
 
@@ -74,8 +77,18 @@ def reason(error: BaseException) -> str:
     return without_secrets(lines[0] if lines else type(error).__name__)[:300]
 
 
-def set_mlflow_defaults() -> None:
-    """What MLflow reads from the environment; before its first import."""
+def import_mlflow() -> None:
+    """Import MLflow with defaults of this project; each thread calls it before it takes anything out of MLflow.
+
+    Its modules import each other in circles: of two threads that begin at two places, one would meet half a module.
+    """
+    with _IMPORTING, heavy_imports():
+        _set_defaults()
+        import mlflow  # noqa: F401
+
+
+def _set_defaults() -> None:
+    """What MLflow reads from the environment when it is imported."""
     # MLflow's own defaults retry for four minutes with two minutes a try; the tracker has its own, gentler patience.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -87,7 +100,7 @@ def set_mlflow_defaults() -> None:
 
 def connect(root: Path) -> MlflowClient:
     """A client for `tracking_uri(root)`. A sqlite store is created here; a server is not yet asked anything."""
-    set_mlflow_defaults()
+    import_mlflow()
     from mlflow.tracking import MlflowClient
 
     # Table creation, migrations and each failed try would be told on the console, a URI's password included; what

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderForCausalLM
 from pipeline.model.vocabulary_loss import cross_entropy_path
 from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 def check_computation(recipe: Recipe, on_gpu: bool | None = None, has_flash_attn: bool | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.distributed as dist
 
+from pipeline.heavy_imports import import_deepspeed
 from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 from pipeline.model.modeling_adaponder import AdaPonderOutput
 from pipeline.recipe import Recipe
@@ -62,8 +63,7 @@ def build_engine(
 
     universal: it will load a universal checkpoint (`pipeline.training.universal`).
     """
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     for name, parameter in model.named_parameters():
         parameter.requires_grad = is_trained(trained, name)
     settings = recipe.train.optimizer

@@ -5,16 +5,22 @@ From scratch, from any GPT-NeoX checkpoint, or from an AdaPonder one; hub ids go
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderForCausalLM
 from pipeline.network_config import adaponder_fields, first_line, local_folder, model_config
 from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 def start_model(recipe: Recipe) -> AdaPonderForCausalLM:
     """The network before the first step, in fp32 on the CPU; the same on every rank by the recipe's seed."""
+    from pipeline.model import AdaPonderForCausalLM
+
     torch.manual_seed(recipe.seed)
     config = model_config(recipe)
     if recipe.model.start == "scratch":

@@ -24,6 +24,7 @@ from pipeline.data.shard_cache import room_note
 from pipeline.durable import write_json
 from pipeline.errors import WorldError
 from pipeline.events import append_event
+from pipeline.heavy_imports import import_deepspeed
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.tracking import Tracker
@@ -77,8 +78,7 @@ def init_distributed(recipe: Recipe) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     if not on_gpu:
         # DeepSpeed would compile a shared-memory all-reduce, which asks for a C++ compiler on every machine; gloo is
         # enough on a CPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from pipeline.training.attempt import (
 from pipeline.training.checks import check_training, choose_ranks
 from pipeline.training.fallback import first_damage
 from pipeline.training.stopping import BEGAN_VARIABLE, Stopped
+
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+"""CPU threads of a rank; what the operator sets counts, as on nodes of a cluster."""
 
 
 def train(recipe: Recipe, folder: RunFolder, resume: str = "auto") -> Path:
@@ -56,7 +60,7 @@ def _train_once(recipe: Recipe, folder: RunFolder, resume: str, began: float) ->
     attempt = next_attempt(folder.logs)
     resolved = folder.logs / f"attempt-{attempt:03d}-recipe.yaml"
     write_resolved_recipe(recipe, resolved)
-    threads = threads_per_rank(ranks)
+    threads = os.environ.get(THREADS_VARIABLE) or str(threads_per_rank(ranks))
     start = f"continuing from {plan.resume_from.name}" if plan.resume_from else "from the start"
     console.print(
         f"train: attempt {attempt}, {start}; {ranks} ranks ({why}), {threads} CPU threads each, ZeRO "
@@ -67,7 +71,7 @@ def _train_once(recipe: Recipe, folder: RunFolder, resume: str, began: float) ->
         [str(resolved), "--runs", str(folder.root), "--resume", resume],
         ranks=ranks,
         launcher_log=launcher_log(folder.logs, attempt),
-        environment={ATTEMPT_VARIABLE: str(attempt), BEGAN_VARIABLE: str(began), "OMP_NUM_THREADS": str(threads)},
+        environment={ATTEMPT_VARIABLE: str(attempt), BEGAN_VARIABLE: str(began), THREADS_VARIABLE: threads},
     )
     if stop := reported_stop(folder.logs, attempt):
         sync(folder)

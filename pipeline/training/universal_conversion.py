@@ -12,6 +12,7 @@ import signal
 
 from launch.local import die_with_parent
 from pipeline.command_line import cores
+from pipeline.heavy_imports import import_deepspeed
 from pipeline.training.stopping import STOP_SIGNALS
 
 _WORKERS = 4
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
     given = parser.parse_args()
+    import_deepspeed()
     from deepspeed.checkpoint import ds_to_universal
 
     workers = min(_WORKERS, cores())

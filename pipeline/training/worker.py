@@ -17,6 +17,7 @@ from launch.local import before_child, die_with_parent
 from launch.preflight.failures import failures_of
 from launch.ssh_session import SshSession
 from pipeline.errors import WorldError
+from pipeline.heavy_imports import heavy_imports
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.attempt import ATTEMPT_VARIABLE, log_to_file, next_attempt, report_failure
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _preflight(given.recipe, folder, given.preflight)
         if attempt:
             log_to_file(folder.logs, attempt, rank)
-        from pipeline.training.agreement import from_rank_0
-        from pipeline.training.rank import init_distributed, train_rank
+        with heavy_imports():
+            from pipeline.training.agreement import from_rank_0
+            from pipeline.training.rank import init_distributed, train_rank
 
         init_distributed(recipe)
         session.last_words_seconds = _LAST_WORDS_SECONDS

@@ -44,7 +44,7 @@ def test_inference(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     step = lines_of("training_step", tmp_path / "step.json", "--tokens", "32")
-    memory = lines_of("training_memory", tmp_path / "memory.json", "--tokens", "256")
+    memory = lines_of("training_memory", tmp_path / "memory.json", "--tokens", "128")
     ratio = {line["item"]: line["memory_over_all_logits_at_once"]["median"] for line in memory}
     assert ratio["logits in chunks"] < 1
     items = [line["item"] for line in step]

@@ -29,6 +29,7 @@ def test_all_sides_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ten_thousand_shards_open_in_two_seconds_and_200_megabytes(tmp_path: Path) -> None:
     simulate_shards(tmp_path / "shards", 10_000, rows_per_chunk=256, seq_len=2048)
     command = [sys.executable, "-m", "benchmarks.loader_start", str(tmp_path / "shards")]

@@ -27,6 +27,7 @@ def lines_of(output: Path, *arguments: str) -> list[dict[str, Any]]:
     return json.loads(output.read_text())
 
 
+@pytest.mark.alone
 def test_one_rank(tmp_path: Path) -> None:
     ours, plain = lines = lines_of(tmp_path / "loop.json", "--accumulation", "3")
     assert ours["item"] == "zero1, 1 rank, accumulation 3"

@@ -105,7 +105,7 @@ def test_a_training_whose_server_hangs_for_a_while_and_then_is_gone_for_good(
     of_mlflow = {
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     }
     client = MlflowClient(of_mlflow["MLFLOW_TRACKING_URI"])
 

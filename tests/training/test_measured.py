@@ -16,7 +16,7 @@ from pipeline.training.rank_times import LOOKS
 from tests.conftest import Runs, tiny_recipe
 from tests.training.slow_worker import SLEEP_SECONDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 ELSEWHERE = {"train/steps_passed_over", "speed/mfu"}
 """Of a training that rolled back, and of one on a chip with a known peak."""

@@ -13,7 +13,7 @@ from pipeline.training.rank_times import LOOKS
 from tests.training.slow_ranks import SLEEP_SECONDS, SLEEPS, STAGES, STEPS
 
 ASLEEP = 3 * SLEEP_SECONDS
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

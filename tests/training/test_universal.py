@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Runs
+from tests.conftest import Runs, tiny_recipe
 from tests.training.elastic_runs import ELSEWHERE, SAVED, STEPS, goes_on
 
 pytestmark = pytest.mark.slow
@@ -73,10 +74,18 @@ def elastic_recipe(recipe: dict, steps: int = 12) -> dict:
     return recipe
 
 
-def test_the_same_command_goes_on_with_other_ranks_another_stage_and_another_micro_batch(runs, recipe):
+@pytest.fixture(scope="module")
+def four_steps(runs: Runs, text_folder, shards) -> Path:
+    """The folder of a run of four steps on two ranks under ZeRO 1, to be copied and gone on with."""
+    recipe = {**tiny_recipe("elastic-four-steps", text_folder), "data": {"shards": str(shards)}}
+    runs.train(elastic_recipe(recipe, 4))
+    return runs.root / recipe["name"]
+
+
+def test_the_same_command_goes_on_with_other_ranks_another_stage_and_another_micro_batch(runs, recipe, four_steps):
     unbroken = runs.train(elastic_recipe({**recipe, "name": "elastic-unbroken"}))
+    shutil.copytree(four_steps, runs.root / recipe["name"])
     parts = [
-        (4, {"ranks": 2, "strategy": "zero1", "micro_batch": 1}),
         (8, {"ranks": 3, "strategy": "zero2"}),
         (12, {"ranks": 1, "strategy": "zero1", "micro_batch": 4}),
     ]
@@ -110,8 +119,8 @@ def test_the_same_command_goes_on_with_other_ranks_another_stage_and_another_mic
     assert last["step"] == 13 and abs(last["train/loss"] - unbroken[-1]["train/loss"]) < 0.5
 
 
-def test_a_stop_and_a_kill_while_converting_leave_nothing_behind(runs, recipe):
-    runs.train(elastic_recipe(recipe, 4))
+def test_a_stop_and_a_kill_while_converting_leave_nothing_behind(runs, recipe, four_steps):
+    shutil.copytree(four_steps, runs.root / recipe["name"])
     recipe = elastic_recipe(recipe, 6)
     recipe["train"] |= {"ranks": 1}
     checkpoints = runs.checkpoints(recipe["name"])
