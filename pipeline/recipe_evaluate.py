@@ -8,7 +8,18 @@ from pydantic import Field
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
-SuiteName = Literal["validation", "depth", "policies"]
+SuiteName = Literal["validation", "windows", "depth", "policies"]
+
+
+class WindowsSection(Section):
+    """The suite `windows`: loss over windows that overlap."""
+
+    rows_per_source: PositiveInt | Literal["all"] = "all"
+    """Validation rows a source; the first ones."""
+    batch_rows: PositiveInt = 8
+    overlap: NonNegativeInt | Literal["half"] = "half"
+    """Tokens of a window that the one before has predicted: at least so many stand before every token that counts; 0:
+    none, but tokens at the ends of rows count, too."""
 
 
 class DepthSection(Section):
@@ -46,5 +57,6 @@ class EvaluateSection(Section):
     sample_prompt: str = "The "
     """Start of the text that `adaponder run` generates at its end."""
     sample_tokens: NonNegativeInt = 64
+    windows: WindowsSection = WindowsSection()
     depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()

@@ -34,6 +34,8 @@ class Measured(_Entry):
     """Predicted tokens; padding is none."""
     loss: float
     """Nats a token."""
+    standard_error: float | None = None
+    """Of the loss, documents being what was drawn; None for a single document."""
     perplexity: float
     bits_per_byte: float
     mean_depth: float
@@ -67,7 +69,7 @@ class Metrics(_Entry):
         return named
 
 
-def measured(sums: DepthSums, rows: int, text_bytes: float) -> Measured:
+def measured(sums: DepthSums, rows: int, text_bytes: float, standard_error: float | None = None) -> Measured:
     """All numbers of one group of rows; `text_bytes` is what its predicted tokens stand for."""
     loss = sums.loss
     pairs = zip(sums.tokens.tolist(), sums.loss_by_depth, strict=True)
@@ -75,6 +77,7 @@ def measured(sums: DepthSums, rows: int, text_bytes: float) -> Measured:
         rows=rows,
         tokens=sums.total_tokens,
         loss=loss,
+        standard_error=standard_error,
         perplexity=perplexity(loss),
         bits_per_byte=bits_per_byte(loss, sums.total_tokens, text_bytes),
         mean_depth=sums.mean_depth,
@@ -92,6 +95,8 @@ def _flat(measured: Measured) -> dict[str, float]:
     named = {
         name: float(getattr(measured, name)) for name in ("loss", "perplexity", "bits_per_byte", "mean_depth", "tokens")
     }
+    if measured.standard_error is not None:
+        named["loss_standard_error"] = measured.standard_error
     for number, share in enumerate(measured.halted_share, start=1):
         named[f"halted_share/pass_{number}"] = share
     for entry in measured.by_depth:

@@ -7,8 +7,9 @@ from pipeline.evaluation.policies.suite import PolicySuite
 from pipeline.evaluation.pondering.suite import DepthSuite
 from pipeline.evaluation.suite import Suite
 from pipeline.evaluation.validation import Validation
+from pipeline.evaluation.windows import WindowSuite
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, DepthSuite, PolicySuite)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, WindowSuite, DepthSuite, PolicySuite)}
 
 
 def suite_named(name: str) -> Suite:

@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.console import console
 from pipeline.data.rows import RowReader
 from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.depth import DepthSums
+from pipeline.evaluation.document_sums import DocumentSums, joined
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.measure import measure
 from pipeline.evaluation.metrics import Measured, Metrics, bytes_of, measured
 from pipeline.evaluation.plots import write_plots
+from pipeline.evaluation.progress import rows_progress
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.recipe import Recipe
 
 VALIDATION = "validation"
+_LOSS = "loss"
 
 
 class Validation(Suite):
@@ -56,11 +57,12 @@ def validate(subject: Subject, identity: Identity) -> Metrics:
     model, section, manifest = subject.model, subject.recipe.evaluate, subject.manifest
     rows = subject.validation_rows(section.rows_per_source)
     sums: dict[str, DepthSums] = {}
-    with _progress() as progress:
-        task = progress.add_task("evaluate", total=sum(rows.values()))
+    end = manifest.tokenizer.end_of_document_id
+    documents = {key: DocumentSums([_LOSS], end) for key in rows}
+    with rows_progress("evaluate", sum(rows.values())) as advance:
         for key, count in rows.items():
             with RowReader(subject.shards, manifest, key) as reader:
-                sums[key] = measure(model, reader, count, section.batch_rows, lambda n: progress.advance(task, n))
+                sums[key] = measure(model, reader, count, section.batch_rows, advance, documents[key])
     sources: dict[str, Measured] = {}
     total, text_bytes = DepthSums(model.config.max_passes), 0.0
     for key, found in sums.items():
@@ -71,26 +73,22 @@ def validate(subject: Subject, identity: Identity) -> Metrics:
             raise WorldError(f"the loss of {identity.checkpoint} on {key} is not a number: the checkpoint is of no use")
         source = str(split.source)
         of_source = bytes_of(found.total_tokens, split.sources[source])
-        sources[source] = measured(found, rows[key], of_source)
+        sources[source] = measured(found, rows[key], of_source, documents[key].standard_error(_LOSS))
         total, text_bytes = total + found, text_bytes + of_source
     if not sources:
         raise UserError(
             f"{subject.folder.shards} holds no validation text to predict: raise tokenize's validation_share"
         )
+    everything = joined([documents[key] for key in rows if sums[key].total_tokens])
     return Metrics(
         identity=identity,
         max_passes=model.config.max_passes,
         halting=model.config.halting,
-        overall=measured(total, sum(rows.values()), text_bytes),
+        overall=measured(total, sum(rows.values()), text_bytes, everything.standard_error(_LOSS)),
         sources=sources,
         seconds=round(time.monotonic() - began, 3),
         device=subject.device_name,
     )
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
 
 
 def _table(metrics: Metrics) -> Table:
@@ -102,8 +100,9 @@ def _table(metrics: Metrics) -> Table:
     for number, (name, found) in enumerate([*sorted(metrics.sources.items()), ("all", metrics.overall)]):
         if number == len(metrics.sources):
             table.add_section()
+        sure = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
         numbers = (
-            f"{found.loss:.4f}",
+            f"{found.loss:.4f}{sure}",
             f"{found.perplexity:,.2f}",
             f"{found.bits_per_byte:.4f}",
             f"{found.mean_depth:.3f}",

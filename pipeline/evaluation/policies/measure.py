@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.data.rows import IGNORED_LABEL
+from pipeline.evaluation.document_sums import DocumentSums
 from pipeline.evaluation.halting import inference_halting, run_as
-from pipeline.evaluation.policies.document_sums import DocumentSums
 from pipeline.evaluation.policies.imposed import RowCounts, depths_by_shares
 from pipeline.evaluation.policies.keep_shares import keep_shares
 from pipeline.model import AdaPonderForCausalLM

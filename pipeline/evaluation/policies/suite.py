@@ -8,18 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.console import console
 from pipeline.data.rows import RowReader
 from pipeline.errors import UserError
+from pipeline.evaluation.document_sums import interval
 from pipeline.evaluation.identity import Identity
-from pipeline.evaluation.policies.document_sums import interval
 from pipeline.evaluation.policies.found import Policies, PolicyPoint
 from pipeline.evaluation.policies.keep_shares import policy_names
 from pipeline.evaluation.policies.measure import LEARNED, Point, Rows, measure_points
 from pipeline.evaluation.policies.plot import write_plot, write_table
+from pipeline.evaluation.progress import rows_progress
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.model.flops import inference_work, mean_keys
@@ -89,7 +88,7 @@ def compare_policies(subject: Subject, identity: Identity) -> Policies:
     halts_before = config.halting
     config.halting = "skip"  # a checkpoint of a phase without halting has gates, too
     try:
-        with _progress() as progress, ExitStack() as readers:
+        with ExitStack() as readers:
             open_readers = {
                 key: readers.enter_context(RowReader(subject.shards, subject.manifest, key)) for key in rows
             }
@@ -99,13 +98,13 @@ def compare_policies(subject: Subject, identity: Identity) -> Policies:
                     yield _batches(open_readers[key], count, section.batch_rows)
 
             end = subject.manifest.tokenizer.end_of_document_id
-            task = progress.add_task("policies: the learned one", total=sum(rows.values()))
-            own = Point(LEARNED)
-            _, spent = measure_points(model, [own], sets(), end, lambda n: progress.advance(task, n))
+            own, total = Point(LEARNED), sum(rows.values())
+            with rows_progress("policies: the learned one", total) as advance:
+                _, spent = measure_points(model, [own], sets(), end, advance)
             mean_depth = spent.mean_depth(own.name)
             points, equal = _points(section, mean_depth, config.max_passes)
-            progress.reset(task, description=f"policies: {len(points)} points")
-            sums, spent = measure_points(model, points, sets(), end, lambda n: progress.advance(task, n))
+            with rows_progress(f"policies: {len(points)} points", total) as advance:
+                sums, spent = measure_points(model, points, sets(), end, advance)
     finally:
         config.halting = halts_before
     draws = sums.bootstrap(section.draws, subject.recipe.seed)
@@ -158,8 +157,3 @@ def _points(section: Any, mean_depth: float, max_passes: int) -> tuple[list[Poin
 def _batches(reader: RowReader, rows: int, batch_rows: int) -> Iterator[Rows]:
     for first in range(0, rows, batch_rows):
         yield reader.batch(range(first, min(first + batch_rows, rows)))
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)

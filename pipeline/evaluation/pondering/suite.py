@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.console import console
 from pipeline.durable import write_text
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.pondering.found import GateHistogram, Pondering
@@ -19,6 +17,7 @@ from pipeline.evaluation.pondering.page import depth_page
 from pipeline.evaluation.pondering.plots import write_plots
 from pipeline.evaluation.pondering.token_kinds import KINDS, kinds_of
 from pipeline.evaluation.pondering.tokens import Tokens, look_at_tokens
+from pipeline.evaluation.progress import rows_progress
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.model.flops import inference_work, mean_keys
@@ -41,9 +40,8 @@ class DepthSuite(Suite):
         began = time.monotonic()
         section = subject.recipe.evaluate.depth
         rows = subject.validation_rows(section.rows_per_source)
-        with _progress() as progress:
-            task = progress.add_task("depth", total=sum(rows.values()))
-            tokens = look_at_tokens(subject, rows, section.batch_rows, lambda n: progress.advance(task, n))
+        with rows_progress("depth", sum(rows.values())) as advance:
+            tokens = look_at_tokens(subject, rows, section.batch_rows, advance)
         found = summarised(subject, identity, tokens, began)
         write_plots(output, found)
         write_text(output / PAGE_NAME, depth_page(tokens, subject.tokenizer, f"Depth at step {identity.step:,}"))
@@ -133,8 +131,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts - 1) / 2)[place]
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)

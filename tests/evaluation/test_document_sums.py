@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.policies.document_sums import DocumentSums, interval
+from pipeline.evaluation.document_sums import DocumentSums, interval, joined
 
 END = 0
 
@@ -62,3 +62,27 @@ def test_draws_are_the_seeds_and_spread_as_documents_do():
     assert abs(draws[:, 0].std() - 1 / np.sqrt(400)) < 0.01
     low, high = interval(draws[:, 1] - draws[:, 0])
     assert abs(low - 0.5) < 1e-6 and abs(high - 0.5) < 1e-6, "the same draws: a constant difference is sure"
+
+
+def test_the_standard_error_is_that_of_drawing_documents_again():
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 6, (300, 8), generator=generator)
+    nll = torch.rand((2, 300, 8), generator=generator) * 4
+    sums = sums_of(ids, nll, torch.ones_like(ids, dtype=torch.bool), 64)
+    draws = sums.bootstrap(2000, seed=1)
+    error = sums.standard_error("b")
+    assert error is not None
+    assert abs(error / draws[:, 1].std() - 1) < 0.1
+
+
+def test_sets_together_hold_the_documents_of_each():
+    parts = [
+        sums_of(torch.full((2, 3), 5), torch.full((2, 2, 3), float(number)), torch.ones(2, 3).bool(), 1)
+        for number in (1, 2)
+    ]
+    both = joined(parts)
+    tokens, nll = both.totals()
+    assert tokens.tolist() == [6, 6]
+    assert nll.tolist() == [[6, 12], [6, 12]]
+    assert both.standard_error("a") is not None
+    assert parts[0].standard_error("a") is None

@@ -6,6 +6,8 @@ with replacement; all policies are judged on the same draws, which makes their d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ class DocumentSums:
 
     def __init__(self, names: list[str], end_of_document_id: int) -> None:
         self.names = names
-        self._end = end_of_document_id
+        self.end_of_document_id = end_of_document_id
         self._document = 0
         self._documents: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
@@ -31,7 +33,7 @@ class DocumentSums:
 
         A prediction counts for the document that its token, the one that is read, stands in.
         """
-        ends = (inputs == self._end).cpu().numpy().reshape(-1)
+        ends = (inputs == self.end_of_document_id).cpu().numpy().reshape(-1)
         document = self._document + np.concatenate([[0], np.cumsum(ends)])
         self._document = int(document[-1])
         wanted = counted.cpu().numpy().reshape(-1)
@@ -40,6 +42,14 @@ class DocumentSums:
         self._documents.append(numbers)
         self._tokens.append(np.bincount(place, minlength=len(numbers)))
         self._nll.append(np.stack([np.bincount(place, weights=row, minlength=len(numbers)) for row in values]))
+
+    def take(self, other: DocumentSums) -> None:
+        """Add all documents of another set."""
+        tokens, nll = other.totals()
+        self._documents.append(self._document + np.arange(len(tokens)))
+        self._document += len(tokens)
+        self._tokens.append(tokens)
+        self._nll.append(nll)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int64 [documents], and nats float64 [names, documents]."""
@@ -53,6 +63,18 @@ class DocumentSums:
         tokens, nll = self.totals()
         return {name: float(row.sum() / tokens.sum()) for name, row in zip(self.names, nll, strict=True)}
 
+    def standard_error(self, name: str) -> float | None:
+        """Of a loss, nats a token: how far it would move with other documents of the same kind; None for one document.
+
+        That of a ratio of sums, nats over tokens, by the documents' residuals.
+        """
+        tokens, nll = self.totals()
+        if len(tokens) < 2:
+            return None
+        of_name = nll[self.names.index(name)]
+        residuals = of_name - of_name.sum() / tokens.sum() * tokens
+        return float(np.sqrt(len(tokens) / (len(tokens) - 1) * (residuals**2).sum()) / tokens.sum())
+
     def bootstrap(self, draws: int, seed: int) -> np.ndarray:
         """Losses float64 [draws, names]: each draw takes as many documents as there are, with replacement."""
         generator = np.random.default_rng(seed)
@@ -62,6 +84,15 @@ class DocumentSums:
             times = np.bincount(generator.integers(len(tokens), size=len(tokens)), minlength=len(tokens))
             found[number] = nll @ times / (tokens @ times)
         return found
+
+
+def joined(several: Sequence[DocumentSums]) -> DocumentSums:
+    """All documents of several sets, which have the same names; at least one set."""
+    together = DocumentSums(several[0].names, several[0].end_of_document_id)
+    for sums in several:
+        together.begin()
+        together.take(sums)
+    return together
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
