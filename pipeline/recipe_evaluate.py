@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
-SuiteName = Literal["validation", "windows", "depth", "policies"]
+SuiteName = Literal["validation", "windows", "depth", "policies", "speed"]
 
 
 class WindowsSection(Section):
@@ -46,6 +46,18 @@ class PoliciesSection(Section):
     """Of the bootstrap over documents."""
 
 
+class SpeedSection(Section):
+    """The suite `speed`: prefill and decoding with tokens halting and at full depth, on this machine."""
+
+    rows: PositiveInt = 4
+    """Read and continued together."""
+    prompt_tokens: PositiveInt = 512
+    """Of each row; a row of the shards at most."""
+    new_tokens: PositiveInt = 32
+    rounds: Annotated[int, Field(ge=3)] = 7
+    """Of both ways in turn."""
+
+
 class EvaluateSection(Section):
     """How a checkpoint is judged."""
 
@@ -60,3 +72,4 @@ class EvaluateSection(Section):
     windows: WindowsSection = WindowsSection()
     depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()
+    speed: SpeedSection = SpeedSection()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pipeline.errors import UserError
 from pipeline.evaluation.policies.suite import PolicySuite
 from pipeline.evaluation.pondering.suite import DepthSuite
+from pipeline.evaluation.speed import SpeedSuite
 from pipeline.evaluation.suite import Suite
 from pipeline.evaluation.validation import Validation
 from pipeline.evaluation.windows import WindowSuite
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, WindowSuite, DepthSuite, PolicySuite)}
+SUITES: dict[str, type[Suite]] = {
+    suite.name: suite for suite in (Validation, WindowSuite, DepthSuite, PolicySuite, SpeedSuite)
+}
 
 
 def suite_named(name: str) -> Suite:
