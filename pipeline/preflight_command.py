@@ -11,7 +11,7 @@ import typer
 
 from pipeline.command_line import reported
 from pipeline.console import error_console
-from pipeline.errors import WorldError
+from pipeline.errors import UserError, WorldError
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder, runs_root, write_resolved_recipe
@@ -41,7 +41,7 @@ def preflight(
     network, sums over all ranks, slow ranks, and one step of the training.
     What `adaponder launch` starts on a cluster does the same on its nodes.
     The report is kept in runs/NAME/launch/preflight.json; exit code 1 where
-    something is wrong.
+    something is wrong, 2 where only the recipe or a path is.
     """
     read = read_recipe(recipe, overrides or [])
     check_with_ranks(read, RunFolder(runs_root(runs), read), gpus_per_node, tokenized=tokenized, as_json=as_json)
@@ -52,7 +52,7 @@ def check_with_ranks(
 ) -> None:
     """Make every check with the ranks of a training on this machine; `WorldError` with all that is wrong."""
     from launch.local import run_ranks, threads_per_rank
-    from launch.preflight.failures import failures_in
+    from launch.preflight.failures import failures_in, is_users
     from pipeline.training.checks import check_recipe, choose_ranks
 
     ranks, why = choose_ranks(recipe)
@@ -80,7 +80,7 @@ def check_with_ranks(
     if as_json:
         print(json.dumps(found, indent=2))
     if wrong := failures_in(found):
-        raise WorldError(f"preflight: {'; '.join(wrong)}")
+        raise (UserError if is_users(found) else WorldError)(f"preflight: {'; '.join(wrong)}")
     if code:
         raise WorldError(f"preflight: the ranks ended with exit code {code} after they had reported: see {log}")
 

@@ -22,7 +22,7 @@ from pipeline.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where nothing failed; else 1, on every rank, and rank 0 has said what."""
+    """0 where nothing failed; 2 where the user is mistaken, else 1, on every rank, and rank 0 has said what."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="pipeline.preflight_rank")
     parser.add_argument("recipe")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from launch.preflight.check import Checked, Context
     from launch.preflight.meeting import meet
     from launch.preflight.report import show, write_report
-    from launch.preflight.run_checks import ON_RANKS, failures, run_checks
+    from launch.preflight.run_checks import ON_RANKS, exit_code, run_checks
     from pipeline.console import console, error_console
 
     def mock_step(recipe: Recipe) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         done = run_checks(context, ON_RANKS, tell, report)
         meeting.part()
-        return 1 if failures(done) else 0
+        return exit_code(done)
     except (AdaPonderError, OSError) as error:
         error_console.print(f"preflight: {error}", style="red", markup=False)
         return 1

@@ -229,8 +229,10 @@ def _failure(folder: RunFolder, attempts: list[Attempt], going_on: bool) -> Fail
     for attempt in reversed(attempts):
         told = reports(folder.logs, attempt.number)
         first = first_told(told)
-        if first is None and told and not (going_on and attempt is attempts[-1]):
-            first = next(iter(without_a_word(attempt.hosts, told)), None)
+        if told and (first is None or first["kind"] == "lost") and not (going_on and attempt is attempts[-1]):
+            # Whoever lost them says why; whose error it is, those say by leaving nothing.
+            silent = next(iter(without_a_word(attempt.hosts, told)), None)
+            first = {**silent, "message": first["message"]} if silent and first else first or silent
         if first:
             when = datetime.fromtimestamp(first["time"]).astimezone().isoformat(timespec="seconds")
             return Failure(attempt.number, first["rank"], first["host"], when, one_line(first))

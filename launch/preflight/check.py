@@ -53,6 +53,8 @@ class Finding:
     """One line: what, where, and what to do."""
     figures: dict[str, Any] = field(default_factory=dict)
     """JSON, for machines."""
+    user: bool = False
+    """Where it failed: whether it is the user's mistake, and nothing is wrong with the cluster."""
 
 
 @dataclass(frozen=True)

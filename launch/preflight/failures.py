@@ -17,6 +17,12 @@ def failures_in(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def is_users(report: dict[str, Any]) -> bool:
+    """Whether all that failed is the user's mistake."""
+    findings = [finding for check in report["checks"] for finding in check["findings"]]
+    return all(finding["user"] for finding in findings if finding["verdict"] == "failed")
+
+
 def failures_of(path: Path) -> list[str]:
     """The same of a file; nothing where it cannot be read."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launch.preflight import (
@@ -26,7 +27,7 @@ from launch.preflight import (
 )
 from launch.preflight.check import Check, Checked, Context, Finding, Told
 from launch.preflight.together import look_together
-from pipeline.errors import AdaPonderError, WorldError
+from pipeline.errors import AdaPonderError, UserError, WorldError
 
 HERE = (disk.CHECK, shards.CHECK, tracking.CHECK)
 """What a machine can say that only starts the training and is none of its nodes."""
@@ -75,6 +76,14 @@ def failures(done: Sequence[Checked]) -> list[str]:
     ]
 
 
+def exit_code(done: Sequence[Checked]) -> int:
+    """0 where nothing failed, 2 where the user's mistakes did and nothing else, else 1."""
+    failed = [finding for checked in done for finding in checked.findings if finding.verdict == "failed"]
+    if not failed:
+        return 0
+    return UserError.exit_code if all(finding.user for finding in failed) else WorldError.exit_code
+
+
 def _skipped(check: Check, why: str) -> Checked:
     return Checked(check.name, 0.0, [Finding("skipped", why)])
 
@@ -107,15 +116,15 @@ def _looked(context: Context, check: Check) -> dict[str, Any]:
     try:
         return {"seen": check.look(context)}
     except Exception as error:  # a check must not keep the others from being made
-        return {"error": _message(error)}
+        return {"error": _message(error), "user": isinstance(error, UserError)}
 
 
 def _judged(context: Context, check: Check, told: Sequence[Told]) -> list[dict[str, Any]]:
     try:
         found = check.judge(context, [Told(each.place, each.seen["seen"]) for each in told])
     except Exception as error:  # the other ranks are waiting for an answer
-        found = [Finding("failed", _message(error))]
-    return [{"verdict": each.verdict, "message": each.message, "figures": each.figures} for each in found]
+        found = [Finding("failed", _message(error), user=isinstance(error, UserError))]
+    return [asdict(each) for each in found]
 
 
 def _message(error: Exception) -> str:
@@ -129,11 +138,12 @@ def _message(error: Exception) -> str:
 
 def _errors(told: Sequence[Told]) -> list[Finding]:
     """One finding for each error, with the ranks that met it."""
-    places: dict[str, list[str]] = {}
+    places: dict[tuple[str, bool], list[str]] = {}
     for each in told:
         if "error" in each.seen:
-            places.setdefault(each.seen["error"], []).append(str(each.place))
-    return [
-        Finding("failed", f"{error} ({', '.join(where[:4])}{f' and {len(where) - 4} more' if len(where) > 4 else ''})")
-        for error, where in places.items()
-    ]
+            places.setdefault((each.seen["error"], each.seen["user"]), []).append(str(each.place))
+    found = []
+    for (error, user), where in places.items():
+        more = f" and {len(where) - 4} more" if len(where) > 4 else ""
+        found.append(Finding("failed", f"{error} ({', '.join(where[:4])}{more})", user=user))
+    return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from launch.local import before_child, die_with_parent
 from launch.preflight.failures import failures_of
 from launch.ssh_session import SshSession
-from pipeline.errors import WorldError
+from pipeline.errors import UserError, WorldError
 from pipeline.heavy_imports import heavy_imports
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
@@ -75,7 +75,7 @@ def _preflight(recipe: str, folder: RunFolder, gpus: str) -> None:
         raise WorldError(f"the preflight was killed by signal {-code}: out of memory?")
     if code:
         wrong = "; ".join(failures_of(folder.preflight_file)) or "see the first rank's output"
-        raise WorldError(f"the preflight failed: {wrong}")
+        raise (UserError if code == UserError.exit_code else WorldError)(f"the preflight failed: {wrong}")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class Launch:
             "network_interface": INTERFACE,
             # As many as `adaponder train` gives a rank here: sums are then added up in the same order.
             "environment": ["PYTHONPATH", "OMP_NUM_THREADS"],
+            # Once is enough here; both hosts are this machine, which other things may slow down.
+            "preflight": {"before_training": stage == "all", "slow_rank_factor": 20},
             "hosts": {"hostfile": str(hostfile), "master_address": hosts.address("worker-1")},
         }
         command = runs.command("launch", {**recipe, "cluster": cluster}, "--stage", stage, "--submit", *options)

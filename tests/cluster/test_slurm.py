@@ -68,6 +68,8 @@ class SlurmRuns(Runs):
             "ranks_per_node": 1,
             "tokenize_jobs": 2,
             "tokenize_cpus": 1,
+            # Once is enough here; both nodes are this machine, which other things may slow down.
+            "preflight": {"before_training": name == "unbroken", "slow_rank_factor": 20},
             # Both nodes are this machine: a rank that takes all cores waits for the other one's threads.
             # Processes of a killed node leave temporary folders, which go with the cluster's own.
             "commands_before": ["export OMP_NUM_THREADS=1", f"export TMPDIR={self.cluster.temporary}"],
@@ -150,6 +152,8 @@ def test_all_stages_by_one_command(runs, unbroken):
     assert states == {f"adaponder-unbroken-{name}": done for name in names}, runs.everything("unbroken")
     assert unbroken["adaponder-unbroken-train"]["NodeList"] == "n[1-2]"
     folder = runs.root / "unbroken"
+    preflight = json.loads((folder / "launch" / "preflight.json").read_text())
+    assert preflight["passed"] and sorted(rank["host"] for rank in preflight["ranks"]) == list(NODES)
     last = folder / "checkpoints" / f"step-{STEPS:08d}"
     (measured,) = folder.glob(f"evaluation/{last.name}/*/metrics.json")
     for path in (folder / "shards" / "manifest.json", last / "COMPLETE", measured, folder / "release" / "config.json"):

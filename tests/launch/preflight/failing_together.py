@@ -18,7 +18,7 @@ def main() -> None:
 
     def look() -> dict:
         if meeting.rank == 1:
-            return {"error": "out of memory"}
+            return {"error": "out of memory", "user": False}
         time.sleep(120)  # as in a collective that waits for rank 1
         return {"seen": None}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from launch.preflight import all_reduce, clocks, devices, memory, mock_step, network, slow_ranks, versions
-from launch.preflight.check import Check, Context, Told
+from launch.preflight.check import Check, Checked, Context, Finding, Told
 from launch.preflight.meeting import Meeting, places_of
+from launch.preflight.run_checks import exit_code
 from pipeline.recipe_reader import read_recipe
 from pipeline.run_folder import RunFolder
 
@@ -145,3 +146,11 @@ def test_packages_that_decide_nothing_are_a_warning():
     [(verdict, message)] = judged(versions.CHECK, seen)
     assert verdict == "warning"
     assert "rich: 14 on n0, 13 on n1" in message
+
+
+def test_the_users_mistakes_alone_end_with_2():
+    mistake, broken = Finding("failed", "no such folder", user=True), Finding("failed", "no GPU")
+    fine = Checked("disk", 0.0, [Finding("ok", "room")])
+    assert exit_code([fine]) == 0
+    assert exit_code([fine, Checked("shards", 0.0, [mistake])]) == 2
+    assert exit_code([Checked("shards", 0.0, [mistake]), Checked("devices", 0.0, [broken])]) == 1
