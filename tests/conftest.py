@@ -14,6 +14,7 @@ import yaml
 
 # Before torch is imported, here and in all that is started from here. The networks are so small that more threads wait
 # for each other, and while another process has their core they wait by counting.
+os.environ.setdefault("COLUMNS", "200")  # tables of this process are not folded, wherever its folders lie
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = (

@@ -63,6 +63,8 @@ def test_a_save_is_no_part_of_a_step():
     assert found["speed/step_seconds"] < 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_what_a_step_worked_is_the_sum_of_its_parts_alone():
     clock = StepClock(CPU)
     take_step(clock, 0.03)
