@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pipeline.errors import UserError
 from pipeline.evaluation.suite import Suite
+from pipeline.evaluation.tasks import Tasks
 from pipeline.evaluation.validation import Validation
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation,)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Validation, Tasks)}
 
 
 def suite_named(name: str) -> Suite:
