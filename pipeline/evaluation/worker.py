@@ -53,8 +53,12 @@ def _lead(recipe: Recipe, folder: RunFolder, checkpoint: str, suites: list[str])
     from pipeline.evaluation.harness.answering import let_others_go
     from pipeline.evaluation.stage import evaluate_suites
 
+    @reported  # here too: an error is told before the others are let go, which may fail in its turn
+    def lead() -> None:
+        evaluate_suites(recipe, folder, checkpoint, suites)
+
     try:
-        reported(evaluate_suites)(recipe, folder, checkpoint, suites)  # an error is told before others are let go
+        lead()
     finally:
         let_others_go()
 

@@ -31,8 +31,9 @@ def run_round(
     from lm_eval.utils import hash_string
 
     tracker = EvaluationTracker()  # without a path it writes nothing
+    evaluate: Any = simple_evaluate  # its decorator hides its parameters
     with _nothing_left_changed():
-        results: Any = simple_evaluate(
+        results = evaluate(
             model,
             tasks=tasks,
             task_manager=catalogue.manager,

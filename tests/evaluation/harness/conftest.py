@@ -1,4 +1,4 @@
-"""Local tasks, made once; the data sets that the harness builds of them go to a folder of the test's own."""
+"""Local tasks, made once and only read."""
 
 import pytest
 

@@ -84,7 +84,7 @@ def _task(folder: Path, name: str, documents: list[dict], **fields: object) -> N
     content = {
         "task": name,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder.parent / "cache")},
         "test_split": "test",
         "metadata": {"version": 1.0},
         **fields,
