@@ -61,7 +61,7 @@ def write_task_plot(folder: Path, metrics: TaskMetrics) -> Path | None:
     accuracy.set_xlabel("right answers (%), with standard error")
     depth.set_xlim(0.8, metrics.max_passes + 0.7)
     depth.set_xticks(range(1, metrics.max_passes + 1))
-    depth.set_xlabel("mean depth behind an answer's tokens (passes)")
+    depth.set_xlabel("mean depth of answers (passes)")
     depth.grid(axis="x", color="#DDDDDD")
     for axes in (accuracy, depth):
         axes.spines[["top", "right"]].set_visible(False)

@@ -112,24 +112,27 @@ def _progress() -> Progress:
 def _table(metrics: TaskMetrics) -> Table:
     identity = metrics.identity
     table = Table(title=f"{identity.suite}, {identity.checkpoint}", title_justify="left")
-    table.add_column("task")
-    for name in ("examples", "shots"):
+    table.add_column("task", overflow="fold")
+    for name in ("shots", "examples"):
         table.add_column(name, justify="right")
-    table.add_column("metric")
-    for name in ("value", "standard error", "mean depth", "of all read"):
-        table.add_column(name, justify="right")
+    table.add_column("metric", overflow="fold")
+    for name in ("value", "error", "depth"):
+        table.add_column(name, justify="right", no_wrap=True)
     for found in sorted(metrics.tasks, key=lambda found: (found.task, found.shots)):
-        head = (found.task, f"{found.examples:,}", str(found.shots))
-        depth = (f"{found.mean_depth:.3f}", f"{found.mean_depth_read:.3f}")
+        head, depth = (found.task, str(found.shots), f"{found.examples:,}"), f"{found.mean_depth:.3f}"
         for name, value in found.metrics.items():
             if name.endswith(STDERR):
                 continue
             error = found.metrics.get(name + STDERR)
-            table.add_row(*head, name, f"{value:,.4f}", "" if error is None else f"{error:,.4f}", *depth)
-            head, depth = ("", "", ""), ("", "")
+            table.add_row(*head, name, _number(value), "" if error is None else _number(error), depth)
+            head, depth = ("", "", ""), ""
     table.add_section()
     for shots, of_all in metrics.averages.items():
         if "acc" in of_all:
-            numbers = (f"{of_all['acc']:,.4f}", "", f"{of_all['mean_depth']:.3f}", "")
-            table.add_row("average", "", shots.removesuffix("shot"), "acc", *numbers)
+            numbers = (_number(of_all["acc"]), "", f"{of_all['mean_depth']:.3f}")
+            table.add_row("average", shots.removesuffix("shot"), "", "acc", *numbers)
     return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
