@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import console
 from pipeline.durable import sha256_file, sha256_json
 from pipeline.errors import UserError, WorldError
 
@@ -28,12 +29,15 @@ def included_content(include_path: str | None) -> str | None:
 
 
 class Catalogue:
-    """All tasks that there are. Slow to make where the harness's own are needed: it reads 10,000 files."""
+    """All tasks that there are. Slow to make where the harness's own are needed: it reads thousands of files."""
 
     def __init__(self, names: list[str], include_path: str | None) -> None:
         """Raises `UserError` naming what is no task."""
         self._include_path = include_path
-        self.manager: Any = self._local(names) or self._manager(include_defaults=True)
+        self.manager: Any = self._local(names)
+        if self.manager is None:
+            console.print("evaluate: reading what tasks the harness has")
+            self.manager = self._manager(include_defaults=True)
         for name in names:
             if name not in self.manager.all_tasks and not Path(name).is_file():
                 raise UserError(self._unknown(name))

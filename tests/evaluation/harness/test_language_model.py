@@ -126,6 +126,21 @@ def test_skipping_changes_no_answer_and_no_depth(model, tokenizer, tasks, batch_
     assert skipping.depths == plain.depths
 
 
+def test_a_round_is_the_one_that_the_harness_makes_of_names(model, tokenizer, tasks):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    _, samples = judged(ours(model, tokenizer), tasks, [CHOICES, WRITING], shots=3)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    alone: Any = simple_evaluate
+    expected = alone(ours(model, tokenizer), tasks=[CHOICES, WRITING], num_fewshot=3, task_manager=manager)
+    for name in (CHOICES, WRITING):
+        assert [sample["arguments"] for sample in samples[name]] == [
+            sample["arguments"] for sample in expected["samples"][name]
+        ]
+        assert answers(samples, name) == answers(expected["samples"], name)
+
+
 def test_depths_are_those_of_one_forward_over_each_text(model, tokenizer, tasks):
     language_model = ours(model, tokenizer)
     _, samples = judged(language_model, tasks, [LAMBADA, WRITING])
