@@ -8,7 +8,19 @@ from pydantic import Field
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
-SuiteName = Literal["validation", "windows", "depth", "policies", "speed"]
+SuiteName = Literal["validation", "windows", "depth", "policies", "tasks", "speed"]
+
+PAPERS_TASKS = [
+    "lambada_openai",
+    "lambada_standard",
+    "arc_easy",
+    "arc_challenge",
+    "winogrande",
+    "piqa",
+    "hellaswag",
+    "sciq",
+    "race",
+]
 
 
 class WindowsSection(Section):
@@ -58,6 +70,22 @@ class SpeedSection(Section):
     """Of both ways in turn."""
 
 
+class EvaluateTasksSection(Section):
+    """The suite `tasks`: EleutherAI's lm-evaluation-harness on the network."""
+
+    names: Annotated[list[str], Field(min_length=1)] = PAPERS_TASKS
+    """Tasks, groups and tags of the harness, or of include_path."""
+    num_fewshot: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0, 5]
+    """Examples before each question; the tasks are judged once with each number."""
+    include_path: str | None = None
+    """A folder with the YAML of more tasks, found before the harness's own of the same name; on a cluster without
+    network their data are files beside them."""
+    limit: PositiveInt | None = None
+    """The first examples of each task only, for a try."""
+    batch_rows: PositiveInt = 16
+    """Texts read or written together; changes time and memory only."""
+
+
 class EvaluateSection(Section):
     """How a checkpoint is judged."""
 
@@ -72,4 +100,5 @@ class EvaluateSection(Section):
     windows: WindowsSection = WindowsSection()
     depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()
+    tasks: EvaluateTasksSection = EvaluateTasksSection()
     speed: SpeedSection = SpeedSection()

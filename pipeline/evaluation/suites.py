@@ -7,12 +7,12 @@ from pipeline.evaluation.policies.suite import PolicySuite
 from pipeline.evaluation.pondering.suite import DepthSuite
 from pipeline.evaluation.speed import SpeedSuite
 from pipeline.evaluation.suite import Suite
+from pipeline.evaluation.tasks import Tasks
 from pipeline.evaluation.validation import Validation
 from pipeline.evaluation.windows import WindowSuite
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (Validation, WindowSuite, DepthSuite, PolicySuite, SpeedSuite)
-}
+_ALL: tuple[type[Suite], ...] = (Validation, WindowSuite, DepthSuite, PolicySuite, Tasks, SpeedSuite)
+SUITES = {suite.name: suite for suite in _ALL}
 
 
 def suite_named(name: str) -> Suite:

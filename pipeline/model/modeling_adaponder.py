@@ -25,7 +25,7 @@ from .generation import AdaPonderGenerationMixin
 from .layers import CHECKPOINTING
 from .masked_passes import ponder_masked
 from .ponder_loss import ponder_loss
-from .pondering import PonderInputs
+from .pondering import Pondered, PonderInputs
 from .skipping_passes import ponder_skipping
 from .transformer_pass import AdaPonderModel, AdaPonderPreTrainedModel
 from .vocabulary import VocabularyHead
@@ -146,6 +146,10 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         )
         return mixed * config.embed_scale
 
+    def ponder(self, inputs: PonderInputs) -> Pondered:
+        """The passes alone, on the path of `config.halting`; `forward` adds logits and loss."""
+        return ponder_skipping(self, inputs) if self.config.skips else ponder_masked(self, inputs)
+
     @can_return_tuple
     def forward(
         self,
@@ -183,11 +187,8 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         self._check_inputs(input_ids, cache, imposed_depths)
 
-        ponder = ponder_skipping if self.config.skips else ponder_masked
         every_gate = shift_labels is not None and (torch.is_grad_enabled() or ponder_fraction > 0)
-        pondered = ponder(
-            self, PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, every_gate)
-        )
+        pondered = self.ponder(PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, every_gate))
         gates = pondered.gate_logits.sigmoid()
         logits = nll = loss = ce_loss = pushed_down = None
         if return_logits or (return_logits is None and shift_labels is None):
