@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 INCHES, DPI = (7.5, 4.5), 150
-_HEADING_INCHES = 0.6
+HEADING_INCHES = 0.6
 
 
 def new_figure(title: str, told: str, inches: tuple[float, float] = INCHES) -> tuple[Figure, Axes]:
@@ -25,7 +25,7 @@ def new_figure(title: str, told: str, inches: tuple[float, float] = INCHES) -> t
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     height = inches[1]
-    figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - _HEADING_INCHES / height)))
+    figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - HEADING_INCHES / height)))
     FigureCanvasAgg(figure)
     figure.text(0.012, 1 - 0.28 / height, title, fontsize=12, fontweight="bold")
     figure.text(0.012, 1 - 0.50 / height, told, fontsize=8.5, color="#444444")

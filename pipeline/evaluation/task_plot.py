@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.evaluation.plots import BLUE, DPI, GREEN, GREY, HEADING_INCHES, ORANGE
+from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, HEADING_INCHES, ORANGE
 from pipeline.evaluation.task_metrics import STDERR, TaskFound, TaskMetrics
 
 PURPLE = "#CC79A7"
