@@ -29,6 +29,8 @@ class Figure:
     path: Path
     title: str
     shows: str
+    wide: bool = False
+    """It has many parts, and the page's whole width."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Chapter:
     """Tables that are opened by whoever wants them."""
     figures: Sequence[Figure] = ()
     tinted: Tinted | None = None
-    text: str = ""
-    """Verbatim, folded."""
+    verbatim: tuple[str, str] | None = None
+    """What it is, and the text; folded."""
     files: Sequence[tuple[Path, str]] = ()
     """Further files, and what each is."""
 

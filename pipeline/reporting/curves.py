@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.depth_colours import tint
 from pipeline.evaluation.figure import BLUE, GREEN, GREY, INCHES, ORANGE, PURPLE, SKY, YELLOW, new_figure
 from pipeline.reporting.judged import Judged, best_of
 
@@ -47,6 +47,7 @@ class Curve:
     title: str
     shows: str
     draw: Callable[[], Drawing]
+    wide: bool = False
 
 
 def curves(course: Course) -> list[Curve]:
@@ -76,10 +77,13 @@ def curves(course: Course) -> list[Curve]:
             Curve("loss_by_depth.png", "Loss by depth over training", shows, lambda: _by_depth(course, depths))
         )
     for suite in sorted({suite for each in course.checkpoints for suite in each.named} - {"validation"}):
+        names = _moving(course, suite)
+        if not names:
+            continue
         shows = f"Numbers of the suite {suite} at each checkpoint, under the names that they have in MLflow."
         title = f"{suite[:1].upper() + suite[1:]} over training"
         found.append(
-            Curve(f"suite_{suite}.png", title, shows, lambda suite=suite, title=title: _panels(course, suite, title))
+            Curve(f"suite_{suite}.png", title, shows, partial(_panels, course, suite, names, title), wide=True)
         )
     return found
 
@@ -116,7 +120,14 @@ def _steps(axes: Axes, course: Course) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     each = course.tokens_per_step
-    above = axes.secondary_xaxis("top", functions=(lambda step: step * each, lambda tokens: tokens / each))
+
+    def tokens_of(step: Any) -> Any:
+        return step * each
+
+    def step_of(tokens: Any) -> Any:
+        return tokens / each
+
+    above = axes.secondary_xaxis("top", functions=(tokens_of, step_of))
     above.xaxis.set_major_locator(MaxNLocator(nbins=6))
     above.xaxis.set_major_formatter(EngFormatter(sep=""))
     above.set_xlabel("tokens trained on", fontsize=9)
@@ -124,10 +135,10 @@ def _steps(axes: Axes, course: Course) -> None:
     axes.set_axisbelow(True)
 
 
-def _line(axes: Axes, points: Sequence[tuple[int, float]], number: int, label: str, colour: str | None = None) -> None:
+def _line(axes: Axes, points: Sequence[tuple[int, float]], number: int, label: str) -> None:
     own, mark, line = _STYLES[number % len(_STYLES)]
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, color=colour or own, marker=mark, linestyle=line, markersize=5, label=label)
+    axes.plot(steps, values, color=own, marker=mark, linestyle=line, markersize=5, label=label)
 
 
 def _baselines(axes: Axes, course: Course, name: str) -> None:
@@ -180,37 +191,38 @@ def _by_source(course: Course, sources: Sequence[str]) -> Drawing:
 
 def _by_depth(course: Course, depths: Sequence[str]) -> Drawing:
     figure, axes = _axes(course, "Loss by depth over training", "loss (nats a token)")
-    deepest = max(map(int, depths))
     for number, depth in enumerate(sorted(depths, key=int)):
         points = _values(course, "validation", f"depth_{depth}/loss")
-        _line(axes, points, number, f"tokens of depth {depth}", tint(int(depth), deepest))
+        _line(axes, points, number, f"tokens of depth {depth}")
     _legend(axes)
     return figure
 
 
-def _panels(course: Course, suite: str, title: str) -> Drawing:
-    """A small curve for each of the suite's numbers, those of the shortest names first."""
+def _moving(course: Course, suite: str) -> list[str]:
+    """Names of the suite's numbers that at least two checkpoints have; what speaks for the rest comes first."""
     counts: dict[str, int] = {}
     for each in course.checkpoints:
         for name in each.named.get(suite, {}):
             counts[name] = counts.get(name, 0) + 1
-    # Averages speak for the rest, then what has the fewest parts in its name.
-    order = sorted(counts, key=lambda name: (not name.startswith("average"), name.count("/"), name.endswith("stderr")))
-    shown = order[:MOST_PANELS]
+    several = [name for name, count in counts.items() if count > 1]
+    # Averages, then what has the fewest parts in its name; errors come last.
+    return sorted(several, key=lambda name: (name.endswith("stderr"), not name.startswith("average"), name.count("/")))
+
+
+def _panels(course: Course, suite: str, names: Sequence[str], title: str) -> Drawing:
+    """A small curve for each of the suite's numbers, the first few of them."""
+    shown = names[:MOST_PANELS]
     columns = min(3, len(shown))
-    rows = -(-len(shown) // columns) if shown else 1
-    figure, first = new_figure(
-        title,
-        f"run {course.run}, {len(shown)} of {len(counts)} numbers",
-        (3.3 * max(columns, 1) + 0.5, 2.5 * rows + 0.8),
-    )
+    rows = -(-len(shown) // columns)
+    told = f"run {course.run}, {len(shown)} of {len(names)} numbers; each at the checkpoint's step"
+    figure, first = new_figure(title, told, (3.4 * columns, 2.1 * rows + 0.7))
     first.remove()
     for number, name in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.spines[["top", "right"]].set_visible(False)
         _line(axes, _values(course, suite, name), 0, name)
-        axes.set_title(name if len(name) <= 38 else f"{name[:37]}…", fontsize=8.5, loc="left")
-        axes.tick_params(labelsize=7.5)
+        axes.set_title(name if len(name) <= 38 else f"{name[:37]}…", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
         axes.set_xlabel("step", fontsize=8)
         axes.margins(x=0.08, y=0.2)
     return figure

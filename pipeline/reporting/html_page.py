@@ -67,11 +67,14 @@ def _chapter(number: int, chapter: Chapter) -> str:
         f"<details><summary>{_text(table.title)}</summary>{_table(table, caption=False)}</details>"
         for table in chapter.folded
     ]
-    if chapter.text:
-        parts.append(f"<details><summary>Show it</summary><pre>{_text(chapter.text)}</pre></details>")
+    if chapter.verbatim is not None:
+        name, text = chapter.verbatim
+        parts.append(f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>")
     if chapter.files:
         # Names and not links: the page is read without its folder, too.
-        names = "".join(f"<dt>{_text(path.name)}</dt><dd>{_text(told)}</dd>" for path, told in chapter.files)
+        names = "".join(
+            f"<dt>{_text('/'.join(path.parts[-2:]))}</dt><dd>{_text(told)}</dd>" for path, told in chapter.files
+        )
         parts.append(f'<dl class="lines">{names}</dl>')
     parts.append("</section>")
     return "\n".join(parts)
@@ -115,11 +118,13 @@ def _column_scope(mark: str) -> str:
 
 
 def _figures(figures: Sequence[Figure]) -> str:
-    return "\n".join(
-        f'<figure><img src="{_data(figure.path)}" alt="{_text(f"{figure.title}. {figure.shows}")}">'
-        f"<figcaption><b>{_text(figure.title)}</b>{_text(figure.shows)}</figcaption></figure>"
-        for figure in figures
-    )
+    parts = []
+    for figure in figures:
+        alt = _text(f"{figure.title}. {figure.shows}")
+        kind = ' class="wide-figure"' if figure.wide else ""
+        caption = f"<figcaption><b>{_text(figure.title)}</b>{_text(figure.shows)}</figcaption>"
+        parts.append(f'<figure{kind}><img src="{_data(figure.path)}" alt="{alt}">{caption}</figure>')
+    return "\n".join(parts)
 
 
 def _data(path: Path) -> str:

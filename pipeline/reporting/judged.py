@@ -51,7 +51,7 @@ class Judged:
 def judged_checkpoints(folder: RunFolder) -> list[Judged]:
     """Those of a run, oldest first; evaluations of weights that gave way to others of their step are left out."""
     found = []
-    for path in _evaluated(folder.evaluations):
+    for path in _evaluated(folder.evaluated):
         checkpoint = folder.checkpoints / path.name
         judged = _judged(path, path.name, checkpoint, folder.recipe.tokens_per_step)
         if judged is not None:

@@ -44,12 +44,13 @@ def _chapter(chapter: Chapter, folder: Path) -> list[str]:
         parts.append("\n".join(f"- {_text(fact.name)}: {_text(fact.value)}" for fact in chapter.facts))
     parts += [_table(table) for table in (*chapter.tables, *chapter.folded)]
     parts += [_figure(figure, folder) for figure in chapter.figures]
-    if chapter.text:
-        parts.append(_verbatim(chapter.text))
+    if chapter.verbatim is not None:
+        name, text = chapter.verbatim
+        parts += [f"{_text(name)}:", _verbatim(text)]
     if chapter.files:
-        parts.append(
-            "\n".join(f"- [{_text(path.name)}]({_link(path, folder)}): {_text(told)}" for path, told in chapter.files)
-        )
+        # Names and not links: the text is read without its folder's larger files, too.
+        lines = (f"- {_text('/'.join(path.parts[-2:]))}: {_text(told)}" for path, told in chapter.files)
+        parts.append("\n".join(lines))
     return parts
 
 

@@ -44,7 +44,7 @@ def origin_chapter(subject: Subject, mlflow_run: str | None) -> Chapter:
         ],
         facts=facts,
         tables=[data_table(subject.manifest)],
-        text=yaml.safe_dump(without_folders(state.recipe), sort_keys=False, allow_unicode=True),
+        verbatim=("The recipe", yaml.safe_dump(without_folders(state.recipe), sort_keys=False, allow_unicode=True)),
     )
 
 

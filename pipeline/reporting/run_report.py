@@ -47,19 +47,21 @@ def run_report(
     chapters.append(_checkpoints(course, best))
     if drawn:
         told = "Each mark is an evaluated checkpoint; steps stand below, the tokens trained on above."
-        figures = [Figure(path, curve.title, curve.shows) for curve, path in drawn]
+        figures = [Figure(path, curve.title, curve.shows, curve.wide) for curve, path in drawn]
         chapters.append(Chapter("Over training", [told], figures=figures))
     chapters += [_side_by_side(course, best), _origin(course, recipe_hash, manifest_hash, mlflow_run)]
     return Report(
-        title=f"{course.run}: {len(course.checkpoints)} checkpoints"
-        if len(course.checkpoints) > 1
-        else f"{course.run}: 1 checkpoint",
+        title=f"{course.run}: {_counted(len(course.checkpoints), 'checkpoint')}",
         told="How the run's checkpoints compare with each other"
-        + (f" and with {len(course.baselines)} of other runs." if course.baselines else "."),
+        + (f" and with {_counted(len(course.baselines), 'baseline')}." if course.baselines else "."),
         content_sha256=content_sha256,
         facts=_facts(best, course),
         chapters=chapters,
     )
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"1 {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _facts(best: Judged | None, course: Course) -> list[Fact]:

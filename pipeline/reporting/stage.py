@@ -71,7 +71,7 @@ def report_checkpoint(subject: Subject) -> Path:
     from pipeline.tracking import log_report
 
     folder, checkpoint = subject.folder, subject.checkpoint
-    output = folder.evaluations / checkpoint.name
+    output = folder.evaluations(checkpoint.name)
     standings, wrong = standing_in(output)
     # Evaluations of other weights that once had this step are none of this checkpoint.
     standings = [each for each in standings if each.identity.save_id == checkpoint.state.save_id]
@@ -86,8 +86,8 @@ def report_checkpoint(subject: Subject) -> Path:
         write_report(output, checkpoint_report(subject, standings, wrong, sample, mlflow_run, content))
         console.print(f"report: {output / HTML_NAME}")
     files = {output / HTML_NAME: "", output / MARKDOWN_NAME: ""}
-    # report.md names these beside it.
-    files |= {path: each.suite for each in standings for path in each.files()}
+    # report.md shows these; the suites' other files are with their own child runs.
+    files |= {path: each.suite for each in standings for path in each.images()}
     log_report(folder, checkpoint.name, content, files)
     return output / HTML_NAME
 
@@ -99,7 +99,7 @@ def _baselines(recipe: Recipe, folder: RunFolder) -> list[Judged]:
 def _report_run(recipe: Recipe, folder: RunFolder, judged: Sequence[Judged], baselines: Sequence[Judged]) -> None:
     from pipeline.tracking import log_report
 
-    output, figures = folder.evaluations, folder.evaluations / FIGURES_NAME
+    output, figures = folder.evaluated, folder.evaluated / FIGURES_NAME
     course = Course(
         run=recipe.name,
         checkpoints=judged,

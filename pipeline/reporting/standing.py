@@ -21,6 +21,8 @@ from pipeline.reporting.content import Table
 from pipeline.reporting.rich_table import taken_over
 from tokenization.splits import validation_key
 
+IMAGES = (".png", ".svg")
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -40,6 +42,9 @@ class Standing:
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.is_file())
+
+    def images(self) -> list[Path]:
+        return [path for path in self.files() if path.suffix in IMAGES]
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each file by name."""

@@ -35,12 +35,12 @@ caption{text-align:left;font-weight:600;padding:0 0 .35rem}
 th,td{padding:.28rem .9rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th:first-child,td:first-child{padding-left:.4rem}
 th{color:var(--soft);font-weight:600;border-bottom-width:2px;vertical-align:bottom}
-.n{text-align:right;white-space:nowrap}tr.end td{border-bottom:2px solid var(--soft)}
+td:first-child{min-width:9rem}.n{text-align:right}td.n{white-space:nowrap}tr.end td{border-bottom:2px solid var(--soft)}
 tbody tr:hover{background:var(--card)}tr.marked,tr.marked:hover{background:var(--mark);font-weight:600}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.2rem;margin:1.2rem 0}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;overflow:hidden;
 box-shadow:var(--shade);break-inside:avoid;align-self:start}
-figure:only-child{max-width:52rem}
+figure:only-child{max-width:52rem}figure.wide-figure{grid-column:1/-1;max-width:none}
 figure img{display:block;width:100%;height:auto;background:#fff;padding:.5rem}
 figcaption{padding:.6rem 1rem .8rem;font-size:.88rem;border-top:1px solid var(--line)}
 figcaption b{display:block}

@@ -7,18 +7,17 @@ import math
 from pipeline.evaluation.suite import METRICS_NAME
 from pipeline.reporting.captions import FILES, TOLD, chapter_title, figure_told
 from pipeline.reporting.content import Chapter, Fact, Figure, Table
-from pipeline.reporting.standing import Standing
+from pipeline.reporting.standing import IMAGES, Standing
 
-_IMAGES = (".png", ".svg")
 _MOST_FILES = 40
 
 
 def suite_chapter(standing: Standing) -> Chapter:
     """All that the suite's folder holds."""
     suite, files = standing.suite, standing.files()
-    figures = [Figure(path, *figure_told(suite, path.name)) for path in files if path.suffix in _IMAGES]
+    figures = [Figure(path, *figure_told(suite, path.name)) for path in standing.images()]
     # metrics.json is named last: the others are for reading.
-    others = sorted((path for path in files if path.suffix not in _IMAGES), key=lambda path: path.name == METRICS_NAME)
+    others = sorted((path for path in files if path.suffix not in IMAGES), key=lambda path: path.name == METRICS_NAME)
     numbers = [(f"eval/{suite}/{name}", number(value)) for name, value in standing.named.items()]
     told = [TOLD[suite]] if suite in TOLD else []
     return Chapter(

@@ -46,8 +46,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reported(run):
-    """Both checkpoints by loss, the newer by depth too; both reports."""
-    evaluate_suites(run.recipe, run, "step-00000010", ["validation"])
-    evaluate_suites(run.recipe, run, "step-00000020", ["validation", "depth"])
+    """Both checkpoints by loss and depth; both reports."""
+    for name in ("step-00000010", "step-00000020"):
+        evaluate_suites(run.recipe, run, name, ["validation", "depth"])
     report(run.recipe, run)
     return run

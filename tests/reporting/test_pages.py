@@ -13,13 +13,9 @@ from pipeline.reporting.html_page import html_page
 from pipeline.reporting.markdown_page import markdown_page
 from tests.reporting.conftest import HOSTILE
 
-_ALLOWED = set(
-    "html head meta link title style body main header footer section nav a h1 h2 p dl dt dd div table caption thead "
-    "tbody tr th td figure figcaption img b span details summary pre".split()
-)
-_ATTRIBUTES = set(
-    "lang charset name content http-equiv rel href class id aria-labelledby aria-label scope src alt title".split()
-)
+_ALLOWED = """html head meta link title style body main header footer section nav a h1 h2 p dl dt dd div table caption
+thead tbody tr th td figure figcaption img b span details summary pre"""
+_ATTRIBUTES = "lang charset name content http-equiv rel href class id aria-labelledby aria-label scope src alt title"
 _UNCLOSED = {"meta", "link", "img"}
 
 
@@ -65,7 +61,7 @@ def hostile(tmp_path) -> Report:
         folded=[table],
         figures=[Figure(picture, HOSTILE, HOSTILE)],
         tinted=Tinted([(HOSTILE, 1), ("```\n</p>", 3)], 1, 3),
-        text=f"```\n{HOSTILE}\n</pre>",
+        verbatim=(HOSTILE, f"```\n{HOSTILE}\n</pre>"),
         files=[(picture, HOSTILE)],
     )
     return Report(HOSTILE, HOSTILE, "ab" * 32, [Fact(HOSTILE, HOSTILE, HOSTILE)], [chapter])
@@ -73,8 +69,8 @@ def hostile(tmp_path) -> Report:
 
 def test_no_text_becomes_an_element_or_an_attribute(hostile):
     elements = read(html_page(hostile))
-    assert {tag for tag, _ in elements.found} <= _ALLOWED
-    assert {name for _, attributes in elements.found for name in attributes} <= _ATTRIBUTES
+    assert {tag for tag, _ in elements.found} <= set(_ALLOWED.split())
+    assert {name for _, attributes in elements.found for name in attributes} <= set(_ATTRIBUTES.split())
     sources = [attributes["src"] for tag, attributes in elements.found if tag == "img"]
     assert len(sources) == 1
     assert str(sources[0]).startswith("data:image/png;base64,")
@@ -100,7 +96,7 @@ def test_markdown_keeps_the_form_of_its_tables(hostile, tmp_path):
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4), line
     assert "**bold**" not in outside
-    assert "](it%27s%20%3Cb%3E.png)" in outside
+    assert "](it%27s%20%3Cb%3E.png)" in outside, "the figure's place"
 
 
 def test_verbatim_text_cannot_end_its_own_fence(hostile, tmp_path):

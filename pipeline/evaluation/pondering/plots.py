@@ -57,7 +57,7 @@ def _bars(found: Pondering, title: str, groups: list[Group]) -> Figure:
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("share of the group's tokens (%)")
     axes.invert_yaxis()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), frameon=False, fontsize=8, ncols=found.max_passes)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=found.max_passes)
     return figure
 
 
@@ -96,5 +96,5 @@ def _gates(found: Pondering) -> Figure:
     axes.set_xticks(range(len(edges)), [f"{edge:g}" for edge in edges], fontsize=8)
     axes.set_xlabel("gate value s (bins of unequal width)")
     axes.set_ylabel("share of the active tokens (%)")
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
