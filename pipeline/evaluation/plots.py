@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, INCHES, ORANGE, new_figure
+from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, INCHES, ORANGE, label, new_figure
 from pipeline.evaluation.metrics import Measured, Metrics
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _loss_by_source(metrics: Metrics) -> Figure:
     hidden = len(ranked) - len(shown) + 1
     title = f"Loss by source (the {MOST_SOURCES} highest of {len(ranked)})" if hidden else "Loss by source"
     figure, axes = _figure(metrics, title, (INCHES[0], height))
-    names = [name for name, _ in shown]
+    names = [label(name) for name, _ in shown]
     losses = [measured.loss for _, measured in shown]
     bars = axes.barh(names, losses, height=0.65, color=[BLUE] * (len(shown) - 1) + [GREEN])
     told = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.figure import BLUE, GREEN, GREY, INCHES, ORANGE, PURPLE, SKY, YELLOW, new_figure
+from pipeline.evaluation.figure import BLUE, GREEN, GREY, INCHES, ORANGE, PURPLE, SKY, YELLOW, label, new_figure
 from pipeline.reporting.judged import Judged, best_of
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def _names(course: Course, suite: str, start: str, end: str) -> list[str]:
     return sorted(name for name in found if "/" not in name)
 
 
-def _axes(course: Course, title: str, label: str, inches: tuple[float, float] = INCHES) -> tuple[Drawing, Axes]:
+def _axes(course: Course, title: str, unit: str, inches: tuple[float, float] = INCHES) -> tuple[Drawing, Axes]:
     told = f"run {course.run}, {len(course.checkpoints)} evaluated checkpoints"
     figure, axes = new_figure(title, told, inches)
-    axes.set_ylabel(label)
+    axes.set_ylabel(unit)
     _steps(axes, course)
     return figure, axes
 
@@ -135,10 +135,10 @@ def _steps(axes: Axes, course: Course) -> None:
     axes.set_axisbelow(True)
 
 
-def _line(axes: Axes, points: Sequence[tuple[int, float]], number: int, label: str) -> None:
+def _line(axes: Axes, points: Sequence[tuple[int, float]], number: int, name: str) -> None:
     own, mark, line = _STYLES[number % len(_STYLES)]
     steps, values = zip(*points, strict=True)
-    axes.plot(steps, values, color=own, marker=mark, linestyle=line, markersize=5, label=label)
+    axes.plot(steps, values, color=own, marker=mark, linestyle=line, markersize=5, label=label(name))
 
 
 def _baselines(axes: Axes, course: Course, name: str) -> None:
@@ -146,7 +146,9 @@ def _baselines(axes: Axes, course: Course, name: str) -> None:
         value = baseline.number("validation", name)
         if value is not None:
             colour = _STYLES[1 + number % (len(_STYLES) - 1)][0]
-            axes.axhline(value, color=colour, linestyle=(0, (6, 2 + 2 * number)), linewidth=1.3, label=baseline.name)
+            axes.axhline(
+                value, color=colour, linestyle=(0, (6, 2 + 2 * number)), linewidth=1.3, label=label(baseline.name)
+            )
 
 
 def _legend(axes: Axes) -> None:
@@ -221,7 +223,7 @@ def _panels(course: Course, suite: str, names: Sequence[str], title: str) -> Dra
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.spines[["top", "right"]].set_visible(False)
         _line(axes, _values(course, suite, name), 0, name)
-        axes.set_title(name if len(name) <= 38 else f"{name[:37]}…", fontsize=9, loc="left")
+        axes.set_title(label(name), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.set_xlabel("step", fontsize=8)
         axes.margins(x=0.08, y=0.2)

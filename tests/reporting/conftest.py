@@ -10,7 +10,7 @@ from pipeline.evaluation.stage import evaluate_suites
 from pipeline.reporting.stage import report
 from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
 
-HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> | **bold** \"'&amp;"
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)> | **bold** \"'&amp; $_{$"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Both reports as a reader sees them, in a real browser: every figure is there, nothing is fetched, nothing complains."""
+"""Reports as a reader sees them, in a real browser: every figure is there, nothing is fetched, nothing complains."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.evaluation.depth_colours import tint
-from pipeline.evaluation.figure import BLUE, DPI, GREY, INCHES, ORANGE, new_figure
+from pipeline.evaluation.figure import BLUE, DPI, GREY, INCHES, ORANGE, label, new_figure
 from pipeline.evaluation.pondering.found import Pondering
 from pipeline.evaluation.pondering.groups import Group
 
@@ -43,7 +43,7 @@ def _bars(found: Pondering, title: str, groups: list[Group]) -> Figure:
     if len(groups) > len(shown):
         title += f" (the first {len(shown)} of {len(groups)})"
     figure, axes = new_figure(title, _told(found), (INCHES[0] + 1, 1.7 + 0.34 * len(shown)))
-    names = [group.name for group in shown]
+    names = [label(group.name) for group in shown]
     left = [0.0] * len(shown)
     for depth in range(1, found.max_passes + 1):
         shares = [100 * group.by_depth[depth - 1] / group.tokens for group in shown]
