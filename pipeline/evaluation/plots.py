@@ -106,11 +106,13 @@ def _loss_by_source(metrics: Metrics) -> Figure:
     figure, axes = _figure(metrics, title, (INCHES[0], height))
     names = [label(name) for name, _ in shown]
     losses = [measured.loss for _, measured in shown]
-    bars = axes.barh(names, losses, height=0.65, color=[BLUE] * (len(shown) - 1) + [GREEN])
+    places = range(len(shown))  # two names may look the same once they are short
+    bars = axes.barh(places, losses, height=0.65, color=[BLUE] * (len(shown) - 1) + [GREEN])
     told = [
         f"{measured.loss:.3f}   perplexity {measured.perplexity:,.2f}   {measured.bits_per_byte:.3f} bits a byte"
         for _, measured in shown
     ]
+    axes.set_yticks(places, names)
     axes.bar_label(bars, told, fontsize=8, padding=4)
     axes.set_xlim(0, 1.75 * max(losses))
     axes.margins(y=0.02)

@@ -146,9 +146,8 @@ def _baselines(axes: Axes, course: Course, name: str) -> None:
         value = baseline.number("validation", name)
         if value is not None:
             colour = _STYLES[1 + number % (len(_STYLES) - 1)][0]
-            axes.axhline(
-                value, color=colour, linestyle=(0, (6, 2 + 2 * number)), linewidth=1.3, label=label(baseline.name)
-            )
+            dashes = (0, (6, 2 + 2 * number))
+            axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.3, label=label(baseline.name))
 
 
 def _legend(axes: Axes) -> None:

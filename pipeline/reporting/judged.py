@@ -75,7 +75,8 @@ def judged_baseline(section: BaselineSection, root: Path) -> Judged:
         if (judged := _judged(path, section.name, run / "checkpoints" / path.name, None)) is not None
     ]
     if section.checkpoint == "best":
-        found = sorted((each for each in found if each.loss is not None), key=lambda each: -(each.loss or 0.0))
+        best = best_of(found)
+        found = [best] if best is not None else []
     if not found:
         which = "" if section.checkpoint == "latest" else f" of {section.checkpoint}"
         raise UserError(f"{told}: {run} has no evaluation{which}: run `adaponder evaluate` there first")

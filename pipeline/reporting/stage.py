@@ -39,7 +39,7 @@ def report(recipe: Recipe, folder: RunFolder, checkpoint_name: str | None = None
     Raises `UserError` where nothing was evaluated, or a baseline was not; `WorldError` naming the file that cannot be
     read or written.
     """
-    baselines = _baselines(recipe, folder)  # what is wrong with any is told before anything is made
+    baselines = evaluated_baselines(recipe, folder)  # what is wrong with any is told before anything is made
     judged = judged_checkpoints(folder)
     if not judged:
         raise UserError(f"{folder.path} has no evaluation to report: run `adaponder evaluate` first")
@@ -92,7 +92,8 @@ def report_checkpoint(subject: Subject) -> Path:
     return output / HTML_NAME
 
 
-def _baselines(recipe: Recipe, folder: RunFolder) -> list[Judged]:
+def evaluated_baselines(recipe: Recipe, folder: RunFolder) -> list[Judged]:
+    """Those that the recipe names; `UserError` for one without an evaluation."""
     return [judged_baseline(section, folder.root) for section in recipe.evaluate.baselines]
 
 

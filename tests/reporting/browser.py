@@ -60,7 +60,8 @@ class Browser:
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
-        return [address for address in asked if not address.startswith("data:")]
+        # chrome: is the browser's own first page, which may still be loading.
+        return [address for address in asked if not address.startswith(("data:", "chrome:", "about:"))]
 
     def images(self) -> list[dict[str, Any]]:
         return self.driver.execute_script(_IMAGES)

@@ -9,8 +9,11 @@ import resource
 import shutil
 
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.metrics import Metrics
 from pipeline.evaluation.stage import evaluate_suites
@@ -214,3 +217,17 @@ def test_mlflow_has_the_reports_at_the_training_run(reported):
     assert f"adaponder.report_sha256.{NEWEST}" in parent.data.tags
     assert parent.data.tags[f"adaponder.report_sha256.{NEWEST}"] in here.read_text()
     assert parent.info.run_id in here.read_text()
+
+
+def test_the_command_makes_both_and_tells_a_mistake_in_a_line(copied, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(copied.recipe.resolved()))
+    for page in copied.evaluated.rglob("report.*"):
+        page.unlink()
+    where = ["report", str(recipe), "--runs", str(copied.root)]
+    done = CliRunner().invoke(app, [*where, "--checkpoint", "step-00000010"])
+    assert done.exit_code == 0
+    made = {str(path.relative_to(copied.evaluated)) for path in copied.evaluated.rglob("report.*")}
+    assert made == {"report.html", "report.md", "step-00000010/report.html", "step-00000010/report.md"}
+    refused = CliRunner().invoke(app, [*where, "--set", "evaluate.baselines=[{name: a, run: x}, {name: a, run: y}]"])
+    assert refused.exit_code == 2

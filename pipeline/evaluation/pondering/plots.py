@@ -44,11 +44,13 @@ def _bars(found: Pondering, title: str, groups: list[Group]) -> Figure:
         title += f" (the first {len(shown)} of {len(groups)})"
     figure, axes = new_figure(title, _told(found), (INCHES[0] + 1, 1.7 + 0.34 * len(shown)))
     names = [label(group.name) for group in shown]
+    places = range(len(shown))  # two names may look the same once they are short
+    axes.set_yticks(places, names)
     left = [0.0] * len(shown)
     for depth in range(1, found.max_passes + 1):
         shares = [100 * group.by_depth[depth - 1] / group.tokens for group in shown]
         color = tint(depth, found.max_passes)
-        axes.barh(names, shares, left=left, height=0.7, color=color, edgecolor="white", label=f"depth {depth}")
+        axes.barh(places, shares, left=left, height=0.7, color=color, edgecolor="white", label=f"depth {depth}")
         left = [before + share for before, share in zip(left, shares, strict=True)]
     for number, group in enumerate(shown):
         told = f"{group.mean_depth:.3f} passes, {group.loss:.3f} nats, {group.tokens:,} tokens"
