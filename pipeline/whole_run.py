@@ -15,8 +15,7 @@ from pipeline.evaluation.sample import generate_sample, render
 from pipeline.evaluation.stage import evaluate
 from pipeline.recipe import Recipe
 from pipeline.release.stage import release
-from pipeline.reporting.stage import evaluated_baselines, report
-from pipeline.reporting.writing import HTML_NAME
+from pipeline.reporting.stage import evaluated_baselines, report_run
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.server import tracking_uri, without_secrets
 from pipeline.training.checks import check_recipe, choose_ranks
@@ -41,7 +40,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     before = evaluate(recipe, folder, first.name)
     after = evaluate(recipe, folder, last.name)
     released = release(recipe, folder, last.name, command=command)
-    report(recipe, folder)
+    page = report_run(recipe, folder)
 
     table = Table(title=f"{recipe.name}: validation", title_justify="left")
     for column in ("", first.name, last.name):
@@ -64,7 +63,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     console.print()
     console.print(f"checkpoints  {folder.checkpoints}")
     console.print(f"evaluation   {folder.evaluated}")
-    console.print(f"report       {folder.evaluated / HTML_NAME}")
+    console.print(f"report       {page}")
     console.print(f"release      {released}")
     store = shlex.quote(without_secrets(tracking_uri(folder.root)))
     console.print(f"curves       mlflow ui --backend-store-uri {store}")

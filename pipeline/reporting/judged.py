@@ -34,6 +34,8 @@ class Judged:
     """Numbers by suite and name."""
     settings: Mapping[str, Any]
     """By suite: numbers of other settings are of other text."""
+    recipe_hash: str
+    """Of the recipe that trained it; like the next, "" where no evaluation can be read."""
     manifest_hash: str
     hashes: Mapping[str, str]
     """SHA-256 of each suite's metrics.json."""
@@ -113,6 +115,7 @@ def _judged(path: Path, name: str, checkpoint: Path, tokens_per_step: int | None
         tokens=tokens,
         named={each.suite: each.named for each in standings},
         settings={each.suite: each.identity.settings for each in standings},
+        recipe_hash=standings[-1].identity.recipe_hash if standings else "",
         manifest_hash=standings[-1].identity.manifest_hash if standings else "",
         hashes={each.suite: sha256_file(each.folder / METRICS_NAME) for each in standings},
         wrong=tuple(wrong),

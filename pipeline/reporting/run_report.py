@@ -17,11 +17,10 @@ from pipeline.reporting.suite_chapter import number
 BEST = "★ best"
 
 
-def content_of_run(course: Course, recipe_hash: str, mlflow_run: str | None) -> str:
+def content_of_run(course: Course, mlflow_run: str | None) -> str:
     """SHA-256 of all that the report is made from."""
     content: dict[str, Any] = {
         "code": code_sha256(),
-        "recipe": recipe_hash,
         "mlflow_run": mlflow_run,
         "checkpoints": [[each.name, each.tokens, each.hashes, each.wrong] for each in course.checkpoints],
         "baselines": [[each.name, each.step, each.hashes, each.wrong] for each in course.baselines],
@@ -33,8 +32,6 @@ def content_of_run(course: Course, recipe_hash: str, mlflow_run: str | None) -> 
 def run_report(
     course: Course,
     drawn: Sequence[tuple[Curve, Path]],
-    recipe_hash: str,
-    manifest_hash: str,
     mlflow_run: str | None,
     content_sha256: str,
 ) -> Report:
@@ -49,7 +46,7 @@ def run_report(
         told = "Each mark is an evaluated checkpoint; steps stand below, the tokens trained on above."
         figures = [Figure(path, curve.title, curve.shows, curve.wide) for curve, path in drawn]
         chapters.append(Chapter("Over training", [told], figures=figures))
-    chapters += [_side_by_side(course, best), _origin(course, recipe_hash, manifest_hash, mlflow_run)]
+    chapters += [_side_by_side(course, best), _origin(course, mlflow_run)]
     return Report(
         title=f"{course.run}: {_counted(len(course.checkpoints), 'checkpoint')}",
         told="How the run's checkpoints compare with each other"
@@ -136,13 +133,14 @@ def _side_by_side(course: Course, best: Judged | None) -> Chapter:
     return Chapter("Side by side", [told], folded=tables)
 
 
-def _origin(course: Course, recipe_hash: str, manifest_hash: str, mlflow_run: str | None) -> Chapter:
+def _origin(course: Course, mlflow_run: str | None) -> Chapter:
+    newest = course.checkpoints[-1]
     return Chapter(
         "Where it comes from",
         facts=[
             Fact("Run", course.run),
-            Fact("Recipe", f"sha256 {recipe_hash}"),
-            Fact("Data (manifest)", f"sha256 {manifest_hash}" if manifest_hash else "unknown"),
+            Fact("Recipe", f"sha256 {newest.recipe_hash}" if newest.recipe_hash else "unknown"),
+            Fact("Data (manifest)", f"sha256 {newest.manifest_hash}" if newest.manifest_hash else "unknown"),
             Fact("MLflow run", mlflow_run or "none yet"),
             Fact("Tokens a step", f"{course.tokens_per_step:,}"),
         ],

@@ -7,8 +7,11 @@ evaluation/report.html, report.md                 the run; report-figures/ has i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.markup import escape
 
 from pipeline.checkpoint import complete_folders, find_checkpoint, require_same_manifest
 from pipeline.console import console
@@ -39,27 +42,22 @@ def report(recipe: Recipe, folder: RunFolder, checkpoint_name: str | None = None
     Raises `UserError` where nothing was evaluated, or a baseline was not; `WorldError` naming the file that cannot be
     read or written.
     """
-    baselines = evaluated_baselines(recipe, folder)  # what is wrong with any is told before anything is made
-    judged = judged_checkpoints(folder)
-    if not judged:
-        raise UserError(f"{folder.path} has no evaluation to report: run `adaponder evaluate` first")
-    names = [each.name for each in judged]
+    evaluated_baselines(recipe, folder)  # what is wrong with any is told before anything is made
+    names = [each.name for each in _judged(folder)]
     if checkpoint_name in (None, "latest"):
         # Retention may have removed some that were evaluated; their reports stand from before.
         there = {path.name for path in complete_folders(folder.checkpoints)}
         checkpoint_name = next((name for name in reversed(names) if name in there), None)
     elif checkpoint_name not in names:
         raise UserError(f"{checkpoint_name} of {folder.path} has no evaluation to report: {', '.join(names)} have one")
-    try:
-        if checkpoint_name is not None:
+    if checkpoint_name is not None:
+        with _files_named(folder):
             checkpoint = find_checkpoint(folder.checkpoints, checkpoint_name)
             folder.open_shards()
             manifest = read_manifest(folder.shards)
             require_same_manifest(checkpoint, manifest_hash(manifest), folder.shards)
             report_checkpoint(Subject(recipe, folder, checkpoint, manifest))
-        _report_run(recipe, folder, judged, baselines)
-    except OSError as error:
-        raise WorldError(f"report: {error.filename or folder.path}: {error.strerror or error}") from error
+    report_run(recipe, folder)
 
 
 def report_checkpoint(subject: Subject) -> Path:
@@ -78,7 +76,7 @@ def report_checkpoint(subject: Subject) -> Path:
     mlflow_run = checkpoint.state.mlflow_run_id or tracked_run(folder)
     content = content_of_checkpoint(subject, standings, wrong, mlflow_run)
     for line in wrong:
-        console.print(f"[yellow]report: left out: {_literal(line)}[/yellow]")
+        console.print(f"[yellow]report: left out: {escape(line)}[/yellow]")
     if stands(output, content) and (output / SAMPLE_NAME).is_file():
         console.print(f"report: that of {checkpoint.name} stands already, nothing to do ({output / HTML_NAME})")
     else:
@@ -97,7 +95,28 @@ def evaluated_baselines(recipe: Recipe, folder: RunFolder) -> list[Judged]:
     return [judged_baseline(section, folder.root) for section in recipe.evaluate.baselines]
 
 
-def _report_run(recipe: Recipe, folder: RunFolder, judged: Sequence[Judged], baselines: Sequence[Judged]) -> None:
+def report_run(recipe: Recipe, folder: RunFolder) -> Path:
+    """Write the run's report, if what it tells has changed, and log it; returns the page's path. Raises as `report`."""
+    with _files_named(folder):
+        return _report_run(recipe, folder, _judged(folder), evaluated_baselines(recipe, folder))
+
+
+def _judged(folder: RunFolder) -> list[Judged]:
+    judged = judged_checkpoints(folder)
+    if not judged:
+        raise UserError(f"{folder.path} has no evaluation to report: run `adaponder evaluate` first")
+    return judged
+
+
+@contextmanager
+def _files_named(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorldError(f"report: {error.filename or folder.path}: {error.strerror or error}") from error
+
+
+def _report_run(recipe: Recipe, folder: RunFolder, judged: Sequence[Judged], baselines: Sequence[Judged]) -> Path:
     from pipeline.tracking import log_report
 
     output, figures = folder.evaluated, folder.evaluated / FIGURES_NAME
@@ -110,7 +129,7 @@ def _report_run(recipe: Recipe, folder: RunFolder, judged: Sequence[Judged], bas
         trained=training_curve(folder.metrics_file, judged[-1].step),
     )
     mlflow_run = tracked_run(folder)
-    content = content_of_run(course, recipe.hash(), mlflow_run)
+    content = content_of_run(course, mlflow_run)
     repair_folder(figures)
     if stands(output, content) and figures.is_dir():
         console.print(f"report: that of the run stands already, nothing to do ({output / HTML_NAME})")
@@ -118,11 +137,12 @@ def _report_run(recipe: Recipe, folder: RunFolder, judged: Sequence[Judged], bas
         chosen = curves(course)
         _draw(chosen, figures)
         drawn = [(curve, figures / curve.file) for curve in chosen]
-        made: Report = run_report(course, drawn, recipe.hash(), judged[-1].manifest_hash, mlflow_run, content)
+        made: Report = run_report(course, drawn, mlflow_run, content)
         write_report(output, made)
         console.print(f"report: {output / HTML_NAME}")
     files = {output / HTML_NAME: "", output / MARKDOWN_NAME: ""}
     log_report(folder, "run", content, files | dict.fromkeys(sorted(figures.iterdir()), FIGURES_NAME))
+    return output / HTML_NAME
 
 
 def _draw(chosen: Sequence[Curve], figures: Path) -> None:
@@ -134,9 +154,3 @@ def _draw(chosen: Sequence[Curve], figures: Path) -> None:
         with whole_file(partial / curve.file) as file:
             curve.draw().savefig(file, format="png", dpi=DPI)
     replace_folder(partial, figures)
-
-
-def _literal(line: str) -> str:
-    from rich.markup import escape
-
-    return escape(line)
