@@ -212,6 +212,8 @@ def _moving(course: Course, suite: str) -> list[str]:
 
 def _panels(course: Course, suite: str, names: Sequence[str], title: str) -> Drawing:
     """A small curve for each of the suite's numbers, the first few of them."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = names[:MOST_PANELS]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
@@ -225,5 +227,6 @@ def _panels(course: Course, suite: str, names: Sequence[str], title: str) -> Dra
         axes.set_title(label(name), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.set_xlabel("step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.margins(x=0.08, y=0.2)
     return figure

@@ -14,7 +14,7 @@ from pipeline.reporting.curves import Course, Curve
 from pipeline.reporting.judged import Judged, best_of
 from pipeline.reporting.suite_chapter import number
 
-BEST = "★ best"
+BEST = "★\N{NO-BREAK SPACE}best"
 
 
 def content_of_run(course: Course, mlflow_run: str | None) -> str:
