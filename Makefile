@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-cluster lint format constraints clean install docs bench
+.PHONY: quickstart test test-fast test-cluster test-browser lint format constraints clean install docs bench
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
@@ -14,16 +14,21 @@ quickstart: $(INSTALLED)
 TWO_AT_A_TIME = -n 2 --dist loadscope --no-loadscope-reorder
 
 test: test-fast
-	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "slow and not alone and not cluster"
-	$(BIN)/python -m pytest -q -m "alone and not cluster"
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "slow and not alone and not cluster and not browser"
+	$(BIN)/python -m pytest -q -m "alone and not cluster and not browser"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "not slow and not cluster"
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "not slow and not cluster and not browser"
 
 # A Slurm and hosts made on this machine, by root; what is missing is installed where apt-get may, else tests skip.
 test-cluster: $(INSTALLED)
 	@tests/cluster/install.sh
 	$(BIN)/python -m pytest -q -rs -m cluster
+
+# Reports in a real browser; it is installed where apt-get may, else the tests skip.
+test-browser: $(INSTALLED)
+	@tests/reporting/install.sh
+	$(BIN)/python -m pytest -q -rs -m browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from pipeline.plan_command import plan
 from pipeline.preflight_command import check_with_ranks, preflight
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import read_recipe
+from pipeline.report_command import report
 from pipeline.run_folder import RunFolder, runs_root
 from pipeline.run_status_commands import logs, status
 
@@ -42,6 +43,7 @@ app.command()(logs)
 app.add_typer(launch_commands)
 app.command()(plan)
 app.command()(preflight)
+app.command()(report)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
 
@@ -86,6 +86,17 @@ class EvaluateTasksSection(Section):
     """Texts read or written together; changes time and memory only."""
 
 
+class BaselineSection(Section):
+    """Another checkpoint, evaluated before, that the run's report sets beside its own."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    """What the report calls it."""
+    run: Annotated[str, Field(min_length=1)]
+    """The run's name in the folder of all runs, or its folder."""
+    checkpoint: Annotated[str, Field(pattern=r"^(latest|best|step-\d{8})$")] = "latest"
+    """step-00001000; latest: the newest that was evaluated; best: that of the lowest validation loss."""
+
+
 class EvaluateSection(Section):
     """How a checkpoint is judged."""
 
@@ -95,10 +106,19 @@ class EvaluateSection(Section):
     """Validation rows a source; the first ones."""
     batch_rows: PositiveInt = 8
     sample_prompt: str = "The "
-    """Start of the text that `adaponder run` generates at its end."""
+    """Start of the text that a checkpoint's report shows, and `adaponder run` at its end."""
     sample_tokens: NonNegativeInt = 64
+    baselines: list[BaselineSection] = []
+    """What the run's report compares its checkpoints with: `adaponder report`."""
     windows: WindowsSection = WindowsSection()
     depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()
     tasks: EvaluateTasksSection = EvaluateTasksSection()
     speed: SpeedSection = SpeedSection()
+
+    @model_validator(mode="after")
+    def _baselines_are_told_apart(self) -> EvaluateSection:
+        names = [baseline.name for baseline in self.baselines]
+        if len(set(names)) < len(names):
+            raise ValueError("baselines: two have one name; the report tells them apart by it")
+        return self

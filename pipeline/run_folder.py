@@ -87,8 +87,17 @@ class RunFolder:
         """System metrics of a node of the training, over all attempts."""
         return self.logs / f"system-node-{node:04d}.jsonl"
 
+    @property
+    def evaluated(self) -> Path:
+        """A folder for each checkpoint, and the run's report."""
+        return self.path / "evaluation"
+
+    def evaluations(self, checkpoint_name: str) -> Path:
+        """A folder for each suite's judgement of a checkpoint, and the checkpoint's report."""
+        return self.evaluated / checkpoint_name
+
     def evaluation(self, checkpoint_name: str, suite: str) -> Path:
-        return self.path / "evaluation" / checkpoint_name / suite
+        return self.evaluations(checkpoint_name) / suite
 
     def write_recipe(self) -> None:
         """Write the resolved recipe; it and the folder reproduce the run."""

@@ -15,6 +15,7 @@ from pipeline.evaluation.sample import generate_sample, render
 from pipeline.evaluation.stage import evaluate
 from pipeline.recipe import Recipe
 from pipeline.release.stage import release
+from pipeline.reporting.stage import evaluated_baselines, report_run
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.server import tracking_uri, without_secrets
 from pipeline.training.checks import check_recipe, choose_ranks
@@ -24,8 +25,9 @@ from tokenization.stage import tokenize
 
 
 def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> None:
-    """Tokenize, train, evaluate the first and the last checkpoint, release the last; then the summary."""
-    # Before anything is made: what is wrong for training would only show after tokenization.
+    """Tokenize, train, evaluate the first and the last checkpoint, release the last, report; then the summary."""
+    # Before anything is made: what is wrong for training, or for the report, would only show after tokenization.
+    evaluated_baselines(recipe, folder)
     _, config = check_recipe(recipe, choose_ranks(recipe)[0])
     if isinstance(recipe.tokenize.tokenizer, str):
         tokenizer, _ = load_tokenizer(recipe.tokenize.tokenizer, recipe.tokenize.end_of_document)
@@ -38,6 +40,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     before = evaluate(recipe, folder, first.name)
     after = evaluate(recipe, folder, last.name)
     released = release(recipe, folder, last.name, command=command)
+    page = report_run(recipe, folder)
 
     table = Table(title=f"{recipe.name}: validation", title_justify="left")
     for column in ("", first.name, last.name):
@@ -59,7 +62,8 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     console.print(render(sample))
     console.print()
     console.print(f"checkpoints  {folder.checkpoints}")
-    console.print(f"evaluation   {folder.path / 'evaluation'}")
+    console.print(f"evaluation   {folder.evaluated}")
+    console.print(f"report       {page}")
     console.print(f"release      {released}")
     store = shlex.quote(without_secrets(tracking_uri(folder.root)))
     console.print(f"curves       mlflow ui --backend-store-uri {store}")

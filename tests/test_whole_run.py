@@ -34,6 +34,7 @@ def test_it_ends_with_what_came_of_it(first, runs, recipe):
         "step-00000020",
         "loss, nats a token",
         f"release      {folder / 'release'}",
+        f"report       {folder / 'evaluation' / 'report.html'}",
         f"mlflow ui --backend-store-uri sqlite:///{runs.root / 'mlflow.db'}",
     ):
         assert part in first.stdout
@@ -49,7 +50,8 @@ def test_the_same_command_again_has_nothing_to_do(first, runs, recipe):
     kept = {path: path.stat().st_mtime_ns for path in sorted((folder / "checkpoints").rglob("*"))}
     again = runs.adaponder("run", recipe, timeout=200)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("nothing to do") == 5  # tokenize, train, two evaluations, release
+    # tokenize, train, two evaluations and their checkpoints' reports, release, the run's report
+    assert again.stdout.count("nothing to do") == 8
     assert {path: path.stat().st_mtime_ns for path in sorted((folder / "checkpoints").rglob("*"))} == kept
 
 

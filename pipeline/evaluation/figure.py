@@ -15,6 +15,14 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 INCHES, DPI = (7.5, 4.5), 150
 HEADING_INCHES = 0.6
+_LONGEST_LABEL = 40
+
+
+def label(name: str) -> str:
+    """A name from elsewhere as matplotlib writes it: on one line, short enough, and a $ begins no formula."""
+    line = " ".join(name.split())
+    short = line if len(line) <= _LONGEST_LABEL else f"{line[: _LONGEST_LABEL - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def new_figure(title: str, told: str, inches: tuple[float, float] = INCHES) -> tuple[Figure, Axes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, INCHES, ORANGE, new_figure
+from pipeline.evaluation.figure import BLUE, DPI, GREEN, GREY, INCHES, ORANGE, label, new_figure
 from pipeline.evaluation.metrics import Measured, Metrics
 
 if TYPE_CHECKING:
@@ -104,13 +104,15 @@ def _loss_by_source(metrics: Metrics) -> Figure:
     hidden = len(ranked) - len(shown) + 1
     title = f"Loss by source (the {MOST_SOURCES} highest of {len(ranked)})" if hidden else "Loss by source"
     figure, axes = _figure(metrics, title, (INCHES[0], height))
-    names = [name for name, _ in shown]
+    names = [label(name) for name, _ in shown]
     losses = [measured.loss for _, measured in shown]
-    bars = axes.barh(names, losses, height=0.65, color=[BLUE] * (len(shown) - 1) + [GREEN])
+    places = range(len(shown))  # two names may look the same once they are short
+    bars = axes.barh(places, losses, height=0.65, color=[BLUE] * (len(shown) - 1) + [GREEN])
     told = [
         f"{measured.loss:.3f}   perplexity {measured.perplexity:,.2f}   {measured.bits_per_byte:.3f} bits a byte"
         for _, measured in shown
     ]
+    axes.set_yticks(places, names)
     axes.bar_label(bars, told, fontsize=8, padding=4)
     axes.set_xlim(0, 1.75 * max(losses))
     axes.margins(y=0.02)

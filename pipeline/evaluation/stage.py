@@ -33,11 +33,15 @@ def evaluate(recipe: Recipe, folder: RunFolder, checkpoint_name: str = "latest")
 def evaluate_suites(recipe: Recipe, folder: RunFolder, checkpoint_name: str, names: list[str]) -> dict[str, Any]:
     """Evaluate a checkpoint of the run by these suites; what each found, by its name.
 
-    metrics.json and figures go to evaluation/CHECKPOINT/SUITE/ and to MLflow. In fp32 with the training's master
+    metrics.json and figures go to evaluation/CHECKPOINT/SUITE/ and to MLflow, a report of all that stands there to
+    evaluation/CHECKPOINT/report.html. In fp32 with the training's master
     weights, whatever the training's precision, on a GPU where there is one. What was evaluated before is not done
     again; an evaluation that stands gives way to a whole one only. Raises `UserError` for a checkpoint, suite or
     shards that do not fit, `WorldError` naming the file that cannot be read or written.
     """
+    # It reads what suites wrote, so it needs this module.
+    from pipeline.reporting.stage import report_checkpoint
+
     suites = [suite_named(name) for name in names]
     settings = [suite.settings(recipe) for suite in suites]  # what is wrong with any is told before the first is run
     try:
@@ -46,7 +50,9 @@ def evaluate_suites(recipe: Recipe, folder: RunFolder, checkpoint_name: str, nam
         manifest = read_manifest(folder.shards)
         require_same_manifest(checkpoint, manifest_hash(manifest), folder.shards)
         subject = Subject(recipe, folder, checkpoint, manifest)
-        return {suite.name: _evaluate(subject, suite, chosen) for suite, chosen in zip(suites, settings, strict=True)}
+        found = {suite.name: _evaluate(subject, suite, chosen) for suite, chosen in zip(suites, settings, strict=True)}
+        report_checkpoint(subject)
+        return found
     except OSError as error:
         raise WorldError(f"evaluate: {error.filename or folder.path}: {error.strerror or error}") from error
 

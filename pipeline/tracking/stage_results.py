@@ -1,4 +1,4 @@
-"""What stages after training tell MLflow: the rest of the metrics, evaluations as child runs, the release.
+"""What stages after training tell MLflow: the rest of the metrics, evaluations as child runs, reports, the release.
 
 None of it may fail a stage whose result is on disk: a server that is away is told on the console and in
 events.jsonl, and the same command sends it later.
@@ -7,7 +7,7 @@ events.jsonl, and the same command sends it later.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ CONTENT_TAG = "adaponder.content_sha256"
 METRICS_TAG = "adaponder.metrics_sent"
 """Set when the child run has its metrics, before its artifacts: these may be refused alone, and are tried again."""
 RELEASE_TAG = "adaponder.release_sha256"
+REPORT_TAG = "adaponder.report_sha256."
+"""With what is reported, a checkpoint or the run: the content of the report that MLflow has."""
 
 
 def sync(folder: RunFolder) -> bool:
@@ -63,6 +65,15 @@ def log_evaluation(
 def log_release(folder: RunFolder, release: Path) -> bool:
     """Log the model card and the provenance as artifacts of the training's run; whether MLflow has them now."""
     return _told_if_away(folder, "release", lambda: _log_release(folder, release))
+
+
+def log_report(folder: RunFolder, about: str, content: str, files: Mapping[Path, str]) -> bool:
+    """Log a report as artifacts of the training's run under reports/ABOUT/; whether MLflow has them now.
+
+    about: a checkpoint's name (its step stands in it), or "run". content: SHA-256 of what the report tells; the same is
+    sent once. files: with the folder below reports/ABOUT/ that each goes to, "" for none.
+    """
+    return _told_if_away(folder, f"report of {about}", lambda: _log_report(folder, about, content, files))
 
 
 def _feed(folder: RunFolder) -> str | None:
@@ -155,6 +166,18 @@ def _log_release(folder: RunFolder, release: Path) -> bool:
         for name in ("README.md", "provenance.json"):
             client.log_artifact(run_id, str(release / name), "release")
         client.set_tag(run_id, RELEASE_TAG, provenance)
+    return True
+
+
+def _log_report(folder: RunFolder, about: str, content: str, files: Mapping[Path, str]) -> bool:
+    run_id = _training_run(folder)
+    if run_id is None:
+        return False
+    client = connect(folder.root)
+    if client.get_run(run_id).data.tags.get(REPORT_TAG + about) != content:
+        for path, place in files.items():
+            client.log_artifact(run_id, str(path), "/".join(part for part in ("reports", about, place) if part))
+        client.set_tag(run_id, REPORT_TAG + about, content)  # last: what was cut short is sent again
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from pathlib import Path
 
 from pipeline.durable import write_text
@@ -14,6 +15,8 @@ from pipeline.evaluation.policies.measure import LEARNED
 PLOT_NAME, TABLE_NAME = "policies.png", "policies.csv"
 _INCHES = (8.0, 5.2)
 _STYLES = [(ORANGE, "s"), (GREEN, "^"), (PURPLE, "v"), (SKY, "D"), (YELLOW, "P"), (GREY, "X"), ("#000000", "*")]
+_LINES = ["-", "--", ":"]
+"""Beyond as many policies as there are colours, the lines differ."""
 
 
 def write_plot(folder: Path, found: Policies) -> None:
@@ -28,7 +31,7 @@ def write_plot(folder: Path, found: Policies) -> None:
     for point in found.points:
         name = "every token at one depth" if point.policy.startswith("truncated") else point.policy
         lines.setdefault(name, []).append(point)
-    styles = iter(_STYLES * (1 + len(lines) // len(_STYLES)))
+    styles = ((*style, line) for line in itertools.cycle(_LINES) for style in _STYLES)
     for name, points in lines.items():
         points = sorted(points, key=lambda point: point.mean_depth)
         depths, losses = [point.mean_depth for point in points], [point.loss for point in points]
@@ -37,8 +40,8 @@ def write_plot(folder: Path, found: Policies) -> None:
             axes.fill_between(depths, lowest, highest, color=BLUE, alpha=0.15)
             axes.plot(depths, losses, color=BLUE, marker="o", linewidth=2.2, label="learned (tau moves)", zorder=5)
             continue
-        color, mark = next(styles)
-        axes.plot(depths, losses, color=color, marker=mark, linewidth=1.1, markersize=5, label=name)
+        color, mark, line = next(styles)
+        axes.plot(depths, losses, color=color, marker=mark, linestyle=line, linewidth=1.1, markersize=5, label=name)
     own = next(point for point in found.points if point.at_equal_compute)
     axes.axvline(own.mean_depth, color=BLUE, linestyle="--", linewidth=0.9)
     axes.set_xlabel(f"mean depth (passes a token, of {found.max_passes})")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.evaluation.depth_colours import tint
-from pipeline.evaluation.figure import BLUE, DPI, GREY, INCHES, ORANGE, new_figure
+from pipeline.evaluation.figure import BLUE, DPI, GREY, INCHES, ORANGE, label, new_figure
 from pipeline.evaluation.pondering.found import Pondering
 from pipeline.evaluation.pondering.groups import Group
 
@@ -43,12 +43,14 @@ def _bars(found: Pondering, title: str, groups: list[Group]) -> Figure:
     if len(groups) > len(shown):
         title += f" (the first {len(shown)} of {len(groups)})"
     figure, axes = new_figure(title, _told(found), (INCHES[0] + 1, 1.7 + 0.34 * len(shown)))
-    names = [group.name for group in shown]
+    names = [label(group.name) for group in shown]
+    places = range(len(shown))  # two names may look the same once they are short
+    axes.set_yticks(places, names)
     left = [0.0] * len(shown)
     for depth in range(1, found.max_passes + 1):
         shares = [100 * group.by_depth[depth - 1] / group.tokens for group in shown]
         color = tint(depth, found.max_passes)
-        axes.barh(names, shares, left=left, height=0.7, color=color, edgecolor="white", label=f"depth {depth}")
+        axes.barh(places, shares, left=left, height=0.7, color=color, edgecolor="white", label=f"depth {depth}")
         left = [before + share for before, share in zip(left, shares, strict=True)]
     for number, group in enumerate(shown):
         told = f"{group.mean_depth:.3f} passes, {group.loss:.3f} nats, {group.tokens:,} tokens"
@@ -57,7 +59,7 @@ def _bars(found: Pondering, title: str, groups: list[Group]) -> Figure:
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("share of the group's tokens (%)")
     axes.invert_yaxis()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), frameon=False, fontsize=8, ncols=found.max_passes)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=found.max_passes)
     return figure
 
 
@@ -96,5 +98,5 @@ def _gates(found: Pondering) -> Figure:
     axes.set_xticks(range(len(edges)), [f"{edge:g}" for edge in edges], fontsize=8)
     axes.set_xlabel("gate value s (bins of unequal width)")
     axes.set_ylabel("share of the active tokens (%)")
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)
     return figure
