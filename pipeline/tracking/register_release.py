@@ -1,0 +1,120 @@
+"""A program: makes a release a version of MLflow's registered model, once, and calls it `candidate`.
+
+`python -m pipeline.tracking.register_release REQUEST`, run by `pipeline.tracking.registered_model`. REQUEST is a JSON
+file with `root` (the folder of all runs), `uri`, `name`, `release`, `run_id` (the training's), `experiment_id`,
+`provenance` (SHA-256 of provenance.json), `step`, `requirements`, and `report`: the JSON file that gets `version`, or
+`error`, one line, and `traceback`.
+
+What a kill leaves is found again: the logged model by its tag, so that weights are not sent twice, and the version by
+its own, so that there are never two of one release.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.failures import failure_of
+from pipeline.tracking.server import set_mlflow_defaults
+
+ALIAS = "candidate"
+PROVENANCE_TAG = "adaponder.release_sha256"
+STEP_TAG = "adaponder.step"
+REVISIONS = "revisions"
+_PARAMS = {"max_new_tokens": 32, "greedy": True, "temperature": 1.0, "top_k": 50, "seed": 0}
+
+
+def main(request_path: str) -> None:
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    try:
+        report = {"version": _register(request)}
+    except Exception as error:
+        failure = failure_of(error, "registered model", Path(request["root"]))
+        report = {"error": failure.message, "traceback": failure.traceback}
+    Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+
+
+def _register(request: dict[str, Any]) -> str:
+    set_mlflow_defaults()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    mlflow.set_tracking_uri(request["uri"])
+    mlflow.set_registry_uri(request["uri"])
+    client = MlflowClient(request["uri"], request["uri"])
+    name, provenance = request["name"], request["provenance"]
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        try:
+            client.create_registered_model(name)
+        except MlflowException:  # another run of this name was first, or the server does not take it
+            client.get_registered_model(name)
+    versions = client.search_model_versions(f"name = '{name}'")
+    found = next((each for each in versions if each.tags.get(PROVENANCE_TAG) == provenance), None)
+    if found is None:
+        model = _logged(client, request)
+        found = client.create_model_version(
+            name,
+            source=model.artifact_location,
+            run_id=request["run_id"],
+            tags={PROVENANCE_TAG: provenance, STEP_TAG: str(request["step"])},
+            description=f"Step {request['step']:,}; its provenance is in the release's provenance.json.",
+            model_id=model.model_id,
+        )
+        client.set_registered_model_alias(name, ALIAS, found.version)
+    elif ALIAS not in client.get_model_version(name, found.version).aliases and not any(
+        int(each.version) > int(found.version) for each in versions
+    ):  # killed between the two; but an older release does not take the alias back by being looked at again
+        client.set_registered_model_alias(name, ALIAS, found.version)
+    return str(found.version)
+
+
+def _logged(client: Any, request: dict[str, Any]) -> Any:
+    """The release as a logged model of the training's run, whole; sent where it is not there yet."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    experiment, tag = request["experiment_id"], request["provenance"]
+    for model in client.search_logged_models([experiment]):
+        if model.tags.get(PROVENANCE_TAG) == tag and str(model.status) in ("READY", "LoggedModelStatus.READY"):
+            return model
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "text"), ColSpec("double", "mean_depth")]),
+        params=ParamSchema(
+            [
+                ParamSpec(name, {int: "long", bool: "boolean", float: "double"}[type(value)], value)
+                for name, value in _PARAMS.items()
+            ]
+        ),
+    )
+    import pandas
+
+    with tempfile.TemporaryDirectory(prefix="adaponder-register-") as scratch:
+        # The release without the revisions that lie below it; links, which MLflow follows when it copies.
+        staged = Path(scratch) / "release"
+        staged.mkdir()
+        for path in Path(request["release"]).iterdir():
+            if path.name != REVISIONS:
+                (staged / path.name).symlink_to(path)
+        mlflow.set_experiment(experiment_id=experiment)
+        info = mlflow.pyfunc.log_model(
+            name="release",
+            python_model=str(Path(__file__).with_name("released_model.py")),
+            artifacts={"release": str(staged)},
+            signature=signature,
+            input_example=(pandas.DataFrame({"prompt": ["The "]}), {"max_new_tokens": 4}),
+            pip_requirements=request["requirements"],
+            tags={PROVENANCE_TAG: tag, STEP_TAG: str(request["step"])},
+        )
+    return client.get_logged_model(info.model_id)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
