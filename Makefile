@@ -4,22 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-cluster lint format constraints clean install docs bench
+.PHONY: quickstart test test-fast test-cluster test-release-env lint format constraints clean install docs bench
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
-	$(BIN)/python -m pytest -q -m "slow and not cluster"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster and not release_env"
+	$(BIN)/python -m pytest -q -m "slow and not cluster and not release_env"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster and not release_env"
 
 # A Slurm and hosts made on this machine, by root; what is missing is installed where apt-get may, else tests skip.
 test-cluster: $(INSTALLED)
 	@tests/cluster/install.sh
 	$(BIN)/python -m pytest -q -rs -m cluster
+
+# A release where only torch, transformers and safetensors are installed, from the package index: two minutes.
+test-release-env: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m release_env
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Sharded weights, revisions and copies of a real run's releases, through the stage."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import UserError, WorldError
+from pipeline.evaluation.comparison import Judged, compare_and_tell
+from pipeline.evaluation.generation import Asked, generate_and_tell
+from pipeline.evaluation.sample import Sampling
 from pipeline.recipe_reader import parse_recipe
 from pipeline.release.provenance import file_hashes, read_provenance
 from pipeline.release.stage import release
@@ -71,6 +75,30 @@ def test_main_and_a_step_stand_beside_each_other_and_at_a_url(sharded, tmp_path,
     with pytest.raises(WorldError, match="1 file"):
         verify_and_tell(main)
     assert str(weights_file) in capsys.readouterr().err
+    shutil.rmtree(sharded.release)
+
+
+def test_a_release_generates_and_compares_as_its_checkpoint(sharded, run, tmp_path, capsys):
+    main = of(sharded)
+    checkpoint = sharded.checkpoints / "step-00000020"
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(main, moved)
+    asked = Asked(["token <passes>"], 8, 3, Sampling())
+    texts = []
+    for where in (main, moved, checkpoint):
+        capsys.readouterr()
+        generate_and_tell(str(where), None, "latest", asked, None, True)
+        (found,) = json.loads(capsys.readouterr().out)
+        texts.append(found["pieces"])
+    assert texts[0] == texts[1] == texts[2]
+    judged = Judged(rows_per_source=4, batch_rows=4, draws=50, seed=1, shards=None)
+    compare_and_tell((str(main), str(checkpoint)), None, asked, judged, None, True)
+    found = json.loads(capsys.readouterr().out)["overall"]["loss_difference"]
+    assert found == {"value": 0.0, "interval": [0.0, 0.0]}
+    with pytest.raises(UserError, match="lie outside their runs: say by --shards"):
+        compare_and_tell((str(moved), str(moved)), None, asked, judged, None, True)
+    judged = dataclasses.replace(judged, shards=run.shards)
+    compare_and_tell((str(moved), str(moved)), None, asked, judged, None, True)
     shutil.rmtree(sharded.release)
 
 
