@@ -7,6 +7,7 @@ with it. A refused release stays in release.partial, to be looked at.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipeline.console import console
 from pipeline.data.manifest import Manifest, manifest_hash, read_manifest
 from pipeline.data.rows import RowReader
 from pipeline.data.shard_source import ShardSource
-from pipeline.durable import PARTIAL_SUFFIX, repair_folder, sha256_file, write_text
+from pipeline.durable import PARTIAL_SUFFIX, fsync_file, repair_folder, sha256_file, write_text
 from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics
 from pipeline.evaluation.stage import read_found
@@ -45,6 +46,8 @@ from pipeline.run_folder import RunFolder
 from pipeline.versions import installed_versions
 
 CARD_NAME = "README.md"
+FIGURE_NAME = "depth.png"
+"""Of the evaluation; the card shows it."""
 VERIFIED_ROWS, VERIFIED_TOKENS = 4, 256
 """Validation rows on which a release is compared, one a source, and how many tokens of each."""
 
@@ -153,6 +156,10 @@ def _make(
         dtype=identity.dtype,
         transformers=versions["transformers"],
     )
+    if metrics is not None and (drawn := folder.evaluation(checkpoint.name, VALIDATION) / FIGURE_NAME).is_file():
+        shutil.copyfile(drawn, partial / FIGURE_NAME)
+        fsync_file(partial / FIGURE_NAME)
+        subject = dataclasses.replace(subject, figure=FIGURE_NAME)
     write_text(partial / CARD_NAME, model_card(subject))
     provenance = Provenance(
         name=folder.recipe.name,

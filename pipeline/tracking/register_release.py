@@ -12,8 +12,11 @@ its own, so that there are never two of one release.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,6 @@ from pipeline.tracking.server import set_mlflow_defaults
 ALIAS = "candidate"
 PROVENANCE_TAG = "adaponder.release_sha256"
 STEP_TAG = "adaponder.step"
-REVISIONS = "revisions"
 _PARAMS = {"max_new_tokens": 32, "greedy": True, "temperature": 1.0, "top_k": 50, "seed": 0}
 
 
@@ -96,13 +98,7 @@ def _logged(client: Any, request: dict[str, Any]) -> Any:
     )
     import pandas
 
-    with tempfile.TemporaryDirectory(prefix="adaponder-register-") as scratch:
-        # The release without the revisions that lie below it; links, which MLflow follows when it copies.
-        staged = Path(scratch) / "release"
-        staged.mkdir()
-        for path in Path(request["release"]).iterdir():
-            if path.name != REVISIONS:
-                (staged / path.name).symlink_to(path)
+    with _staged(Path(request["release"])) as staged:
         mlflow.set_experiment(experiment_id=experiment)
         info = mlflow.pyfunc.log_model(
             name="release",
@@ -114,6 +110,25 @@ def _logged(client: Any, request: dict[str, Any]) -> Any:
             tags={PROVENANCE_TAG: tag, STEP_TAG: str(request["step"])},
         )
     return client.get_logged_model(info.model_id)
+
+
+@contextmanager
+def _staged(release: Path) -> Iterator[Path]:
+    """The release without the revisions that lie below it, as links of the same files where the disk allows that."""
+    scratch = release.with_name(release.name + ".registering")  # on the same disk; one name, so that none is left
+    shutil.rmtree(scratch, ignore_errors=True)
+    staged = scratch / "release"
+    staged.mkdir(parents=True)
+    try:
+        for path in release.iterdir():
+            if path.is_file():
+                try:  # no symbolic ones: MLflow refuses them
+                    os.link(path, staged / path.name)
+                except OSError:
+                    shutil.copyfile(path, staged / path.name)
+        yield staged
+    finally:
+        shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":

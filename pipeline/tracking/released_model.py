@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow
 import pandas
-from mlflow.pyfunc import PythonModel
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
 class ReleasedModel(PythonModel):
@@ -23,8 +23,11 @@ class ReleasedModel(PythonModel):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """One row a prompt (column `prompt`): `text`, prompt included, and `mean_depth` of the new tokens."""
+    def predict(self, context, model_input, params=None):
+        """One row a prompt (column `prompt`): `text`, prompt included, and `mean_depth` of the new tokens.
+
+        Without type hints, which MLflow would take for the signature.
+        """
         import torch
 
         wanted = {"max_new_tokens": 32, "greedy": True, "temperature": 1.0, "top_k": 50, "seed": 0, **(params or {})}
@@ -50,4 +53,4 @@ class ReleasedModel(PythonModel):
         return pandas.DataFrame(rows)
 
 
-mlflow.models.set_model(ReleasedModel())
+set_model(ReleasedModel())

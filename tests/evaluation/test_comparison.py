@@ -36,8 +36,13 @@ def pair(run, checkpoint, model):
     shutil.rmtree(written.path)
 
 
+def places(pair):
+    (a, _), (b, _) = pair
+    return str(a.path), str(b.path)
+
+
 def told(pair, capsys, judged=JUDGED):
-    where = tuple(str(checkpoint.path) for checkpoint, _ in pair)
+    where = places(pair)
     compare_and_tell(where, None, ASKED, judged, None, True)
     return json.loads(capsys.readouterr().out)
 
@@ -61,7 +66,7 @@ def test_losses_and_depths_are_those_of_a_plain_loop_over_documents(run, pair, c
                     losses = [float(output.nll[row, place]) for output in outputs]
                     sums += [1, *losses, *(float(output.depths[row, place]) for output in outputs)]
                 document += int(inputs[row, place] == manifest.tokenizer.end_of_document_id)
-    total = sum(documents.values())
+    total = np.sum(list(documents.values()), axis=0)
     overall = found["overall"]
     assert (overall["documents"], overall["tokens"]) == (len(documents), total[0])
     assert overall["documents"] > 3
@@ -95,7 +100,7 @@ def test_the_size_of_a_batch_changes_nothing(pair, capsys):
 
 
 def test_the_terminal_and_the_page_show_both(pair, capsys, tmp_path):
-    where = tuple(str(checkpoint.path) for checkpoint, _ in pair)
+    where = places(pair)
     compare_and_tell(where, None, ASKED, JUDGED, tmp_path / "page.html", False)
     shown = capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
@@ -117,7 +122,7 @@ def test_what_was_trained_on_other_tokens_is_refused(pair, what, field):
 
 
 def test_shards_given_must_be_the_networks_own(run, pair, tmp_path):
-    where = tuple(str(checkpoint.path) for checkpoint, _ in pair)
+    where = places(pair)
     with pytest.raises(UserError, match="holds no manifest.json"):
         compare_and_tell(where, None, ASKED, dataclasses.replace(JUDGED, shards=tmp_path), None, False)
     shutil.copytree(run.shards, tmp_path / "shards")

@@ -37,6 +37,12 @@ def sharded(run, tmp_path_factory):
     return folder
 
 
+def provenance_of(path):
+    found = read_provenance(path)
+    assert found is not None
+    return found
+
+
 def of(folder, **options):
     return release(folder.recipe, folder, command="adaponder release sharded", **options)
 
@@ -46,11 +52,11 @@ def test_main_and_a_step_stand_beside_each_other_and_at_a_url(sharded, tmp_path,
     main = of(sharded, url=url)
     step = of(sharded, revision="step5", url=url)
     assert (main, step) == (sharded.release, sharded.release / "revisions" / "step5")
-    assert [read_provenance(path).identity.step for path in (main, step)] == [20, 5]
+    assert [provenance_of(path).identity.step for path in (main, step)] == [20, 5]
     # Cut between tensors, none lost, every file's hash in the provenance.
     index = json.loads((main / "model.safetensors.index.json").read_text())["weight_map"]
     files = sorted(set(index.values()))
-    assert len(files) > 2 and all(name in read_provenance(main).files for name in files)
+    assert len(files) > 2 and all(name in provenance_of(main).files for name in files)
     weights = {name: tensor for file in files for name, tensor in load_file(main / file).items()}
     expected = make_model(sharded).state_dict()
     assert weights.keys() == expected.keys()
@@ -104,7 +110,7 @@ def test_a_release_generates_and_compares_as_its_checkpoint(sharded, run, tmp_pa
 
 def test_provenance_tells_what_was_compared_at_every_depth(sharded):
     main = of(sharded)
-    provenance = read_provenance(main)
+    provenance = provenance_of(main)
     assert provenance.depth_difference is not None
     assert 0 <= provenance.depth_difference <= 1e-5
     shutil.rmtree(sharded.release)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -105,9 +106,10 @@ def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
 def test_a_gate_that_no_token_comes_to_is_compared_too(run, tmp_path):
     """The gates halt every token after the first pass: a spoilt second pass shows at imposed depths alone."""
     model = make_model(run)
+    gate: Any = model.gates[0]
     with torch.no_grad():
-        model.gates[0].logit.weight.zero_()
-        model.gates[0].logit.bias.fill_(-50.0)
+        gate.logit.weight.zero_()
+        gate.logit.bias.fill_(-50.0)
     trained_logits = logits_of(model, INPUTS)
     export(model, "float32", run.shards, read_manifest(run.shards).tokenizer, tmp_path / "exported")
     verification = verify(model, tmp_path / "exported", INPUTS, trained_logits, tmp_path / "log")
