@@ -254,8 +254,8 @@ def _citation(subject: Subject) -> str:
     identity = subject.checkpoint.state
     return (
         f"The method is AdaPonderLM's, arXiv:{PAPER.rpartition('/')[2]}. To say which weights: {subject.recipe.name}, "
-        f"step {identity.step:,}, checkpoint {identity.save_id[:12]}, data {identity.manifest_hash[:12]}; `provenance.json` "
-        "holds these in full."
+        f"step {identity.step:,}, checkpoint {identity.save_id[:12]}, data {identity.manifest_hash[:12]}; "
+        "`provenance.json` holds these in full."
     )
 
 

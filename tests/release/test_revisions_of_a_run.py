@@ -100,7 +100,8 @@ def test_a_release_generates_and_compares_as_its_checkpoint(sharded, run, tmp_pa
     judged = Judged(rows_per_source=4, batch_rows=4, draws=50, seed=1, shards=None)
     compare_and_tell((str(main), str(checkpoint)), None, asked, judged, None, True)
     found = json.loads(capsys.readouterr().out)["overall"]["loss_difference"]
-    assert found == {"value": 0.0, "interval": [0.0, 0.0]}
+    # Weights that lie elsewhere in memory may be summed in another order.
+    assert [found["value"], *found["interval"]] == pytest.approx([0.0] * 3, abs=1e-6)
     with pytest.raises(UserError, match="lie outside their runs: say by --shards"):
         compare_and_tell((str(moved), str(moved)), None, asked, judged, None, True)
     judged = dataclasses.replace(judged, shards=run.shards)
