@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tracking.failures import failure_of
+from pipeline.tracking.model_versions import PROVENANCE_TAG, STEP_TAG, call_candidate, version_of
 from pipeline.tracking.server import set_mlflow_defaults
 
-ALIAS = "candidate"
-PROVENANCE_TAG = "adaponder.release_sha256"
-STEP_TAG = "adaponder.step"
 _PARAMS = {"max_new_tokens": 32, "greedy": True, "temperature": 1.0, "top_k": 50, "seed": 0}
 
 
@@ -49,16 +47,12 @@ def _register(request: dict[str, Any]) -> str:
     mlflow.set_registry_uri(request["uri"])
     client = MlflowClient(request["uri"], request["uri"])
     name, provenance = request["name"], request["provenance"]
-    try:
-        client.get_registered_model(name)
-    except MlflowException:
+    found = version_of(client, name, provenance)
+    if found is None:
         try:
             client.create_registered_model(name)
-        except MlflowException:  # another run of this name was first, or the server does not take it
+        except MlflowException:  # it is there already, or the server does not take it
             client.get_registered_model(name)
-    versions = client.search_model_versions(f"name = '{name}'")
-    found = next((each for each in versions if each.tags.get(PROVENANCE_TAG) == provenance), None)
-    if found is None:
         model = _logged(client, request)
         found = client.create_model_version(
             name,
@@ -68,11 +62,7 @@ def _register(request: dict[str, Any]) -> str:
             description=f"Step {request['step']:,}; its provenance is in the release's provenance.json.",
             model_id=model.model_id,
         )
-        client.set_registered_model_alias(name, ALIAS, found.version)
-    elif ALIAS not in client.get_model_version(name, found.version).aliases and not any(
-        int(each.version) > int(found.version) for each in versions
-    ):  # killed between the two; but an older release does not take the alias back by being looked at again
-        client.set_registered_model_alias(name, ALIAS, found.version)
+    call_candidate(client, found)
     return str(found.version)
 
 

@@ -18,6 +18,7 @@ from pipeline.console import console
 from pipeline.durable import sha256_file
 from pipeline.errors import WorldError
 from pipeline.run_folder import RunFolder
+from pipeline.tracking.model_versions import call_candidate, version_of
 from pipeline.tracking.server import connect, tracking_uri
 
 _PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")
@@ -31,6 +32,11 @@ def send_model(folder: RunFolder, release: Path, run_id: str) -> bool:
     """
     client = connect(folder.root)
     provenance = release / "provenance.json"
+    standing = version_of(client, folder.recipe.name, sha256_file(provenance))
+    if standing is not None:
+        call_candidate(client, standing)
+        console.print(f"release: registered model {standing.name}, version {standing.version} stands", markup=False)
+        return True
     log = folder.logs / "register-model.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="adaponder-register-") as scratch:
