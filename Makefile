@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-cluster test-browser lint format constraints clean install docs bench
+.PHONY: quickstart test test-fast test-cluster test-browser test-release-env lint format constraints clean install docs bench
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
@@ -14,11 +14,11 @@ quickstart: $(INSTALLED)
 TWO_AT_A_TIME = -n 2 --dist loadscope --no-loadscope-reorder
 
 test: test-fast
-	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "slow and not alone and not cluster and not browser"
-	$(BIN)/python -m pytest -q -m "alone and not cluster and not browser"
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "slow and not alone and not cluster and not browser and not release_env"
+	$(BIN)/python -m pytest -q -m "alone and not cluster and not browser and not release_env"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "not slow and not cluster and not browser"
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) -m "not slow and not cluster and not browser and not release_env"
 
 # A Slurm and hosts made on this machine, by root; what is missing is installed where apt-get may, else tests skip.
 test-cluster: $(INSTALLED)
@@ -29,6 +29,10 @@ test-cluster: $(INSTALLED)
 test-browser: $(INSTALLED)
 	@tests/reporting/install.sh
 	$(BIN)/python -m pytest -q -rs -m browser
+
+# A release where only torch, transformers and safetensors are installed, from the package index: two minutes.
+test-release-env: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m release_env
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

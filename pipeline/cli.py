@@ -18,8 +18,10 @@ import typer
 
 from pipeline.checkpoint_commands import app as checkpoint_commands
 from pipeline.command_line import cores, reported
+from pipeline.compare_command import compare
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
+from pipeline.generate_command import generate
 from pipeline.heavy_imports import heavy_imports
 from pipeline.launch_commands import app as launch_commands
 from pipeline.plan_command import plan
@@ -44,6 +46,8 @@ app.add_typer(launch_commands)
 app.command()(plan)
 app.command()(preflight)
 app.command()(report)
+app.command()(generate)
+app.command()(compare)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
 SetOption = Annotated[
@@ -169,17 +173,49 @@ def evaluate(
 @app.command()
 @reported
 def release(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")
+    ] = None,
     overrides: SetOption = None,
     runs: RunsOption = None,
     checkpoint: CheckpointOption = "latest",
+    revision: Annotated[
+        str,
+        typer.Option(
+            "--revision", help="main, or step1000: that step, kept beside main. A branch of that name on a hub."
+        ),
+    ] = "main",
+    url: Annotated[
+        str | None, typer.Option("--to", metavar="URL", help="Copy it there too: s3://..., gs://..., file:///...")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the Hugging Face hub too.")
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="FOLDER", help="Only compare a standing release with its provenance.json."),
+    ] = None,
 ) -> None:
-    """A checkpoint becomes a verified folder that transformers loads."""
+    """A checkpoint becomes a verified folder that transformers loads.
+
+    The hub's token is that of `hf auth login` or of HF_TOKEN, never of the
+    command line. --verify names every file that is not what it was, and ends
+    with 1 if there is one.
+    """
+    if verify is not None:
+        if recipe is not None:
+            raise UserError("--verify takes a release's folder and no recipe")
+        from pipeline.release.standing import verify_and_tell
+
+        verify_and_tell(verify)
+        return
+    if recipe is None:
+        raise UserError("release needs a recipe, or --verify FOLDER")
     read, folder = _open(recipe, overrides, runs)
     with heavy_imports():
         from pipeline.release.stage import release as stage
 
-    stage(read, folder, checkpoint, command=_command_line())
+    stage(read, folder, checkpoint, command=_command_line(), revision=revision, url=url, repo=repo)
 
 
 @app.command()

@@ -126,6 +126,11 @@ class ReleaseSection(Section):
     """Precision of the released weights."""
     license: str = "apache-2.0"
     """SPDX name on the model card."""
+    max_shard_bytes: PositiveInt = 5_000_000_000
+    """Size of a file of weights; larger ones are cut between tensors, with an index."""
+    register_model: bool = True
+    """Whether a release becomes a version of the registered model `name` in MLflow, with the alias candidate. The
+    registry keeps a copy of the weights: false where its store has no room for that."""
 
 
 class Recipe(Section):

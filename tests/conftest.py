@@ -96,7 +96,7 @@ def tiny_recipe(name: str, text: Path) -> dict:
             ],
         },
         "evaluate": {"rows_per_source": 16, "sample_prompt": "token", "sample_tokens": 8},
-        "release": {"dtype": "float32"},
+        "release": {"dtype": "float32", "register_model": False},
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -40,8 +42,6 @@ def test_one_line_and_exit_code_2(runs, recipe, stage, arguments, told):
 def test_a_missing_recipe(runs, recipe):
     command = runs.command("run", recipe)
     command[4] = "nowhere.yaml"
-    import subprocess
-
     done = subprocess.run(command, env=runs.environment(), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "nowhere.yaml: no such file" in done.stderr
@@ -69,3 +69,20 @@ def test_a_tokenizer_larger_than_the_vocabulary_of_a_published_backbone(runs, re
     assert done.returncode == 2, done.stderr
     assert "has 300 entries" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["release"], "release needs a recipe, or --verify FOLDER"),
+        (["release", "quickstart", "--verify", "."], "--verify takes a release's folder and no recipe"),
+        (["release", "--verify", "/no/such/folder"], "so it is no release"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere: neither a checkpoint's folder"),
+        (["compare", "nowhere", "nowhere"], "nowhere: neither a checkpoint's folder"),
+    ],
+)
+def test_commands_on_what_stands(runs, arguments, told):
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    done = subprocess.run(command, env=runs.environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert told in done.stderr

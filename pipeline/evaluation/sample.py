@@ -23,11 +23,33 @@ from pipeline.model import AdaPonderForCausalLM
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text, the tokens that make it up, and the largest depth among them."""
+    """Some text, the tokens that make it up, and the depth of each."""
 
     text: str
     tokens: tuple[int, ...]
-    depth: int
+    depths: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """The largest among them."""
+        return max(self.depths)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 1.0
+    top_k: int = 50
+    """Among how many of the likeliest; 0: all."""
+    greedy: bool = False
+    """The likeliest, whatever the others say."""
+
+    def arguments(self) -> dict[str, Any]:
+        """For `generate()`."""
+        if self.greedy:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k}
 
 
 @dataclass(frozen=True)
@@ -43,10 +65,23 @@ class Sample:
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
 
+    @property
+    def mean_depth(self) -> float:
+        """Passes a token, prompt included."""
+        depths = [depth for piece in self.pieces for depth in piece.depths]
+        return sum(depths) / len(depths)
+
 
 @torch.inference_mode()
-def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, new_tokens: int, seed: int) -> Sample:
-    """Sample up to `new_tokens` tokens after `prompt` (temperature 1, the 50 likeliest), the same for the same seed.
+def generate_sample(
+    model: AdaPonderForCausalLM,
+    tokenizer: Any,
+    prompt: str,
+    new_tokens: int,
+    seed: int,
+    sampling: Sampling = Sampling(),
+) -> Sample:
+    """Continue `prompt` by up to `new_tokens` tokens, the same for the same seed.
 
     `tokenizer` is a transformers tokenizer; its end-of-text mark ends the text, and starts that of an empty prompt.
     Raises `UserError` when prompt and new tokens are longer than the model's positions.
@@ -66,8 +101,7 @@ def generate_sample(model: AdaPonderForCausalLM, tokenizer: Any, prompt: str, ne
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=new_tokens,
-                do_sample=True,
-                top_k=50,
+                **sampling.arguments(),
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id,
             )
@@ -90,8 +124,7 @@ def render(sample: Sample) -> Text:
     for depth in range(1, sample.max_passes + 1):
         text.append(f" {depth} ", depth_style(depth, sample.max_passes))
         text.append(" ")
-    mean = sum(piece.depth for piece in sample.pieces) / len(sample.pieces)
-    text.append(f"passes; mean {mean:.2f}; the prompt is bold", Style(dim=True))
+    text.append(f"passes; mean {sample.mean_depth:.2f}; the prompt is bold", Style(dim=True))
     return text
 
 
@@ -113,17 +146,17 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int], depths: Sequence[int]) -> list[Piece]:
-    """Text token by token. Tokens that together make up one character stand in one piece, with the largest depth."""
+    """Text token by token. Tokens that together make up one character stand in one piece."""
     pieces: list[Piece] = []
     waiting: list[int] = []
-    deepest = 0
+    thought: list[int] = []
     for place, (token, depth) in enumerate(zip(ids, depths, strict=True)):
         waiting.append(token)
-        deepest = max(deepest, depth)
+        thought.append(depth)
         text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
         # Half a character decodes to the replacement mark; a character has at most four bytes, so at most four tokens.
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < 4 and place < len(ids) - 1:
             continue
-        pieces.append(Piece(text, tuple(waiting), deepest))
-        waiting, deepest = [], 0
+        pieces.append(Piece(text, tuple(waiting), tuple(thought)))
+        waiting, thought = [], []
     return pieces

@@ -5,14 +5,17 @@ an editable install of this project is not seen; the site-packages folders are a
 there of this project is blocked. It imports nothing of the project, which is the point.
 
 REQUEST is a JSON file with `site_packages`, `blocked` (top-level packages), `release`, `tensors` (a torch file with
-`inputs` int64 [B, n], `logits` float32 [B, n, vocabulary], `depths` int64 [B, n]), `plain_halting` (the setting that
-`logits` were computed with), `threads`, and `report`: the JSON file that gets `largest_difference`, `differing_depths`,
-`decoding_difference` and `generated`.
+`inputs` int64 [B, n], `logits` float32 [B, n, vocabulary], `depths` int64 [B, n], and `depth_logits` float32
+[K, b, n, vocabulary], those of the first b rows with every token at depth 1, ..., K), `texts` and `ids` (texts, and the
+tokens that the training's tokenizer makes of them), `plain_halting` (the setting that logits were computed with),
+`threads`, and `report`: the JSON file that gets `hashes` (of the files that were loaded), `largest_difference`,
+`differing_depths`, `decoding_difference`, `by_depth`, `differing_text` and `generated`.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib
 import importlib.abc
 import json
@@ -66,6 +69,22 @@ def main(request_path: str) -> None:
         output = model(tensors["inputs"])
     model.config.halting = configured
     decoded = decode(model, tensors["inputs"], tensors["depths"])
+    by_depth = []
+    for number, expected in enumerate(tensors["depth_logits"], start=1):
+        rows = tensors["inputs"][: len(expected)]
+        depths = torch.full_like(rows, number)
+        model.config.halting = request["plain_halting"]
+        with torch.inference_mode():
+            plain = model(rows, imposed_depths=depths).logits
+        model.config.halting = configured
+        found = {"depth": number, "difference": (plain.float() - expected).abs().max().item()}
+        found["decoding_difference"] = (decode(model, rows, depths).float() - expected).abs().max().item()
+        by_depth.append(found)
+    differing = [
+        text
+        for text, ids in zip(request["texts"], request["ids"], strict=True)
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != ids
+    ]
     # NaN stays NaN in a maximum, and is no difference that any tolerance allows.
     difference = (output.logits.float() - tensors["logits"]).abs().max().item()
     differing_depths = int((output.depths != tensors["depths"]).sum())
@@ -77,12 +96,23 @@ def main(request_path: str) -> None:
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False, return_depths=True
     )
     report = {
+        "hashes": {path.name: sha256(path) for path in Path(release).iterdir() if path.is_file()},
         "largest_difference": difference,
         "differing_depths": differing_depths,
         "decoding_difference": decoding_difference,
+        "by_depth": by_depth,
+        "differing_text": differing[0] if differing else None,
         "generated": tokenizer.decode(generated[0, prompt.shape[1] :]),
     }
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def decode(model: Any, inputs: Any, depths: Any) -> Any:

@@ -32,8 +32,17 @@ def model_files() -> list[Path]:
     return sorted({model, *map(Path, get_relative_import_files(model))})
 
 
-def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: TokenizerEntry, folder: Path) -> None:
+def export(
+    model: AdaPonderForCausalLM,
+    dtype: str,
+    shards: Path,
+    tokenizer: TokenizerEntry,
+    folder: Path,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
     """Write all files that loading needs into `folder`, weights in `dtype`.
+
+    Weights beyond `max_shard_bytes` are cut between tensors into several files, with model.safetensors.index.json.
 
     `model` is rounded to `dtype` in place, and set to skip halted tokens where it may. `tokenizer` is what the manifest
     of `shards` says of the tokenizer there.
@@ -57,7 +66,7 @@ def export(model: AdaPonderForCausalLM, dtype: str, shards: Path, tokenizer: Tok
     }
     progress_bars.disable_progress_bar()  # its own bar, on stderr, would cut through the stage's console
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
         raise WorldError(f"the weights cannot be written to {folder}: {error}") from error
     for path in [*model_files(), *sorted(tokenizer_folder.iterdir())]:

@@ -38,6 +38,8 @@ class Subject:
     dtype: str
     transformers: str
     """Version the release was verified with."""
+    figure: str | None = None
+    """File beside the card that shows how many tokens have which depth."""
 
 
 def model_card(subject: Subject) -> str:
@@ -54,12 +56,14 @@ def model_card(subject: Subject) -> str:
         "## Training",
         _training(subject),
         "## Evaluation",
-        _evaluation(subject.metrics, subject.dtype),
+        _evaluation(subject.metrics, subject.dtype, subject.figure),
         "## Intended use and limits",
         _limits(subject),
         "## Licence",
         f"The weights are released under {subject.license}. `provenance.json` holds the whole recipe, the versions of "
         "all software and the SHA-256 of every file.",
+        "## How to cite",
+        _citation(subject),
     ]
     return _front_matter(subject) + "\n\n".join(sections) + "\n"
 
@@ -222,7 +226,7 @@ def _ponder(phase: Phase) -> str:
     return f"{phase.ponder_weight:g} x the mean of the smallest {phase.ponder_fraction:.0%} of the gates"
 
 
-def _evaluation(metrics: Metrics | None, dtype: str) -> str:
+def _evaluation(metrics: Metrics | None, dtype: str, figure: str | None) -> str:
     if metrics is None:
         return "This checkpoint was not evaluated."
     rounded = "" if dtype == "float32" else f" (weights rounded to {dtype} for release)"
@@ -241,7 +245,18 @@ def _evaluation(metrics: Metrics | None, dtype: str) -> str:
     for entry in metrics.overall.by_depth:
         loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
         lines.append(f"| {entry.depth} | {entry.tokens / metrics.overall.tokens:.1%} | {loss} |")
+    if figure is not None:
+        lines += ["", f"![Share of the validation tokens at each depth]({figure})"]
     return "\n".join(lines)
+
+
+def _citation(subject: Subject) -> str:
+    identity = subject.checkpoint.state
+    return (
+        f"The method is AdaPonderLM's, arXiv:{PAPER.rpartition('/')[2]}. To say which weights: {subject.recipe.name}, "
+        f"step {identity.step:,}, checkpoint {identity.save_id[:12]}, data {identity.manifest_hash[:12]}; "
+        "`provenance.json` holds these in full."
+    )
 
 
 def _limits(subject: Subject) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,8 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics
 
 PROVENANCE_NAME = "provenance.json"
+REVISIONS = "revisions"
+"""Folder below a release with those of intermediate steps."""
 _URL = r"[A-Za-z][A-Za-z0-9+.:-]*://"
 _PLACE = re.compile(rf"[/~]|{_URL}")
 # Also behind --option= and inside the lists and mappings that --set takes. A query may hold any sign but a space.
@@ -35,6 +38,8 @@ class ReleaseIdentity(BaseModel):
     manifest_hash: str
     dtype: Literal["float32", "bfloat16"]
     license: str
+    max_shard_bytes: int | None = None
+    """Null in releases from before the weights came in several files."""
 
 
 class Provenance(BaseModel):
@@ -69,8 +74,13 @@ class Provenance(BaseModel):
     """
     rounding_difference: float
     """Largest difference of a logit, both in fp32: the training's own weights, and those rounded for release."""
+    depth_difference: float | None = None
+    """The same as `load_difference` and `decoding_difference`, whichever is larger, with every token at one depth: the
+    largest over depths 1..K; null in releases from before there was one."""
     files: dict[str, str]
     """SHA-256 of every other file of the release."""
+    own_sha256: str | None = None
+    """Of this very file with these letters left out, so that a change in it is seen too; null in older releases."""
 
 
 def without_folders(content: Any) -> Any:
@@ -100,13 +110,25 @@ def _last_name(place: str) -> str:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a release but its provenance, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.name != PROVENANCE_NAME)
+    """SHA-256 of every file of a release but its provenance, by name; `revisions/` are releases of their own."""
+    paths = sorted(path for path in folder.iterdir() if path.name not in (PROVENANCE_NAME, REVISIONS))
     return {path.name: sha256_file(path) for path in paths}
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:
-    write_text(folder / PROVENANCE_NAME, provenance.model_dump_json(indent=2) + "\n")
+    """Write it with the hash of itself."""
+    text = provenance.model_copy(update={"own_sha256": ""}).model_dump_json(indent=2) + "\n"
+    own = hashlib.sha256(text.encode()).hexdigest()
+    written = provenance.model_copy(update={"own_sha256": own}).model_dump_json(indent=2) + "\n"
+    write_text(folder / PROVENANCE_NAME, written)
+
+
+def is_as_written(content: bytes, provenance: Provenance) -> bool:
+    """Whether the bytes of provenance.json are those that were written; of older releases nothing is known."""
+    if provenance.own_sha256 is None:
+        return True
+    without = b"".join(content.rsplit(provenance.own_sha256.encode(), 1))
+    return hashlib.sha256(without).hexdigest() == provenance.own_sha256
 
 
 def read_provenance(folder: Path) -> Provenance | None:

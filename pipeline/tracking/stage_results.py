@@ -20,6 +20,7 @@ from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
 from pipeline.tracking.failures import failure_of
 from pipeline.tracking.identity import only_writer, read_identity
+from pipeline.tracking.registered_model import NotRegistered, send_model
 from pipeline.tracking.server import (
     METRICS_PER_BATCH,
     batches,
@@ -62,9 +63,17 @@ def log_evaluation(
     )
 
 
-def log_release(folder: RunFolder, release: Path) -> bool:
-    """Log the model card and the provenance as artifacts of the training's run; whether MLflow has them now."""
-    return _told_if_away(folder, "release", lambda: _log_release(folder, release))
+def log_release(folder: RunFolder, release: Path, revision: str = "main") -> bool:
+    """Log the model card and the provenance as artifacts of the training's run; whether MLflow has them now.
+
+    They stand under release/, those of another revision than main under release/revisions/REVISION/.
+    """
+    return _told_if_away(folder, "release", lambda: _log_release(folder, release, revision))
+
+
+def register_release(folder: RunFolder, release: Path) -> bool:
+    """Make it a version of the registered model that has the run's name; whether MLflow has it now."""
+    return _told_if_away(folder, "registered model", lambda: _register(folder, release))
 
 
 def log_report(folder: RunFolder, about: str, content: str, files: Mapping[Path, str]) -> bool:
@@ -156,16 +165,18 @@ def _log_evaluation(
     return True
 
 
-def _log_release(folder: RunFolder, release: Path) -> bool:
+def _log_release(folder: RunFolder, release: Path, revision: str) -> bool:
     run_id = _training_run(folder)
     if run_id is None:
         return False
     client = connect(folder.root)
     provenance = sha256_file(release / "provenance.json")
-    if client.get_run(run_id).data.tags.get(RELEASE_TAG) != provenance:
+    main = revision == "main"
+    tag = RELEASE_TAG if main else f"{RELEASE_TAG}.{revision}"
+    if client.get_run(run_id).data.tags.get(tag) != provenance:
         for name in ("README.md", "provenance.json"):
-            client.log_artifact(run_id, str(release / name), "release")
-        client.set_tag(run_id, RELEASE_TAG, provenance)
+            client.log_artifact(run_id, str(release / name), "release" if main else f"release/revisions/{revision}")
+        client.set_tag(run_id, tag, provenance)
     return True
 
 
@@ -181,12 +192,20 @@ def _log_report(folder: RunFolder, about: str, content: str, files: Mapping[Path
     return True
 
 
+def _register(folder: RunFolder, release: Path) -> bool:
+    run_id = _training_run(folder)
+    return run_id is not None and send_model(folder, release, run_id)
+
+
 def _told_if_away(folder: RunFolder, what: str, send: Callable[[], bool]) -> bool:
     fields: dict[str, str] = {}
     try:
         if send():
             return True
         message = f"another process feeds this run's MLflow run: the {what} goes to MLflow with the next call"
+    except NotRegistered as error:  # told by its own process already
+        message = f"{error}: the same command sends it later"
+        fields = {} if error.traceback is None else {"traceback": error.traceback}
     except Exception as error:  # whatever it is, the stage's result is on disk; `failure_of` tells whose it is
         failure = failure_of(error, what, folder.root)
         message, fields = f"{failure.message}: the same command sends it later", failure.fields()

@@ -31,6 +31,7 @@ def make_run(root: Path, **sections: dict) -> RunFolder:
         content[name] = {**content[name], **changed}
     folder = RunFolder(root / "runs", parse_recipe(content, "tiny"))
     tokenize(folder.recipe, folder, "adaponder tokenize tiny")
+    folder.write_recipe()
     return folder
 
 

@@ -133,6 +133,8 @@ def test_every_number_of_the_card_is_the_runs(run, model, released):
     assert f"{provenance.tokens:,} tokens of training" in text
     assert "return_depths=True" in text
     assert "halted tokens are skipped" in text
+    assert "](depth.png)" in text and (released / "depth.png").read_bytes().startswith(b"\x89PNG")
+    assert "## How to cite" in text and provenance.identity.save_id[:12] in text
     overall = provenance.metrics.overall
     assert f"| all | {overall.tokens:,} | {overall.loss:.4f} | {overall.perplexity:,.2f} |" in text
     for entry in overall.by_depth:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -99,4 +100,31 @@ def test_code_that_leans_on_this_project_is_refused(exported, tmp_path):
     code = folder / "modeling_adaponder.py"
     code.write_text(code.read_text().replace("import torch\n", "import pipeline\nimport torch\n", 1))
     with pytest.raises(WorldError, match="pipeline does not exist where a release is loaded"):
+        verify(model, folder, INPUTS, trained_logits, tmp_path / "log")
+
+
+def test_a_gate_that_no_token_comes_to_is_compared_too(run, tmp_path):
+    """The gates halt every token after the first pass: a spoilt second pass shows at imposed depths alone."""
+    model = make_model(run)
+    gate: Any = model.gates[0]
+    with torch.no_grad():
+        gate.logit.weight.zero_()
+        gate.logit.bias.fill_(-50.0)
+    trained_logits = logits_of(model, INPUTS)
+    export(model, "float32", run.shards, read_manifest(run.shards).tokenizer, tmp_path / "exported")
+    verification = verify(model, tmp_path / "exported", INPUTS, trained_logits, tmp_path / "log")
+    assert verification.depth_difference <= 1e-5
+    weights = load_file(tmp_path / "exported" / "model.safetensors")
+    weights["gates.1.logit.bias"] -= 10.0
+    save_file(weights, tmp_path / "exported" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorldError, match="release refused: .* with every token at depth 3, .* differ from those"):
+        verify(model, tmp_path / "exported", INPUTS, trained_logits, tmp_path / "log")
+
+
+def test_a_tokenizer_that_loads_as_another_is_refused(exported, tmp_path):
+    """tokenizer.json is the training's, byte for byte; what stands beside it makes other tokens."""
+    model, trained_logits, folder = exported
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "def"}))
+    with pytest.raises(WorldError, match=r"release refused: .* makes other tokens than the training's of .*def f"):
         verify(model, folder, INPUTS, trained_logits, tmp_path / "log")

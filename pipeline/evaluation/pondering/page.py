@@ -12,22 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.depth_colours import letters_on, tint
 from pipeline.evaluation.pondering.tokens import Tokens
+from pipeline.evaluation.tinted_page import legend, tinted_page
 
 SHOWN, CONTEXT = 20, 24
 """Tokens of each kind, and how many stand before and after each."""
 _LEAST_COUNT = 20
 """How often a token must occur for its mean depth to be told."""
-_STYLE = """
-body{font:15px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-p.text{font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 1rem}
-.told{color:#555;font-size:.85rem;margin:0}
-b.it{outline:2px solid #D55E00;outline-offset:1px}
-table{border-collapse:collapse;font-size:.9rem}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left;font-family:ui-monospace,monospace;white-space:pre}
-"""
 
 
 @dataclass(frozen=True)
@@ -40,24 +31,16 @@ class Pondered:
 
 def depth_page(tokens: Tokens, tokenizer: Any, title: str) -> str:
     """The page as HTML."""
-    colours = "".join(
-        f".d{depth}{{background:{tint(depth, tokens.max_passes)};color:{letters_on(depth, tokens.max_passes)}}}"
-        for depth in range(1, tokens.max_passes + 1)
-    )
-    legend = " ".join(f'<span class="d{depth}">&nbsp;{depth}&nbsp;</span>' for depth in range(1, tokens.max_passes + 1))
     most, least = most_pondered(tokens), least_pondered(tokens)
     parts = [
-        f"<p>Every token stands on the colour of its depth, the passes it took part in: {legend}. Its depth is that of "
-        "the token that is read; the loss is that of what comes next, which it predicts.</p>",
+        f"<p>Every token stands on the colour of its depth, the passes it took part in: {legend(tokens.max_passes)}. "
+        "Its depth is that of the token that is read; the loss is that of what comes next, which it predicts.</p>",
         *_section("Most pondered", most, tokens, tokenizer),
         *_section("Least pondered", least, tokens, tokenizer),
         "<h2>Tokens by their mean depth</h2>",
         *_vocabulary(tokens, tokenizer),
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}{colours}</style></head>\n<body><h1>{html.escape(title)}</h1>\n" + "\n".join(parts)
-    ) + "\n</body></html>\n"
+    return tinted_page(title, parts, tokens.max_passes)
 
 
 def most_pondered(tokens: Tokens) -> list[Pondered]:
