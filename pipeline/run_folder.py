@@ -87,8 +87,17 @@ class RunFolder:
         """System metrics of a node of the training, over all attempts."""
         return self.logs / f"system-node-{node:04d}.jsonl"
 
+    def evaluations(self, checkpoint_name: str) -> Path:
+        """A folder for each suite's judgement of a checkpoint."""
+        return self.path / "evaluation" / checkpoint_name
+
     def evaluation(self, checkpoint_name: str, suite: str) -> Path:
-        return self.path / "evaluation" / checkpoint_name / suite
+        return self.evaluations(checkpoint_name) / suite
+
+    @property
+    def evaluation_jobs(self) -> Path:
+        """What `adaponder watch` has in hand (`pipeline.watching`)."""
+        return self.path / "evaluation" / "jobs"
 
     def write_recipe(self) -> None:
         """Write the resolved recipe; it and the folder reproduce the run."""

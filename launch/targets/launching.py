@@ -73,6 +73,12 @@ class Launch:
             given.append("--preflight")
         return [self.python, "-m", "pipeline", *given]
 
+    def evaluation(self, checkpoint: str, suites: list[str], runs: str, recipe_file: str) -> list[str]:
+        """The command line of one judgement, `python -m pipeline evaluate ...`."""
+        chosen = [word for suite in suites for word in ("--suite", suite)]
+        given = ["evaluate", recipe_file, "--runs", runs, "--checkpoint", checkpoint, *chosen]
+        return [self.python, "-m", "pipeline", *given]
+
     def worker(self, runs: str = "", recipe_file: str = "") -> list[str]:
         """The module of a rank and its arguments."""
         # A hostfile may give each host another number of ranks; elsewhere all nodes are asked for as many GPUs.
