@@ -125,6 +125,7 @@ def status_of(folder: RunFolder, *, hashes: bool = False) -> Status:
     status.evaluations = sorted(
         str(path.parent.relative_to(folder.path / "evaluation"))
         for path in (folder.path / "evaluation").glob("step-*/*/metrics.json")
+        if "." not in path.parent.name  # whole, but not under its name yet
     )
     status.jobs = evaluation_jobs(folder)
     status.preflight = _preflight(folder)

@@ -14,6 +14,8 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -100,6 +102,14 @@ def claim(
     return Claim(path, holder, heartbeat_seconds)
 
 
+@contextmanager
+def given_back(mine: Claim) -> Iterator[ExitStack]:
+    """Give a claim back at the end of the block, unless it took that out of the stack."""
+    with ExitStack() as stack:
+        stack.callback(mine.release)
+        yield stack
+
+
 def is_held(folder: Path, stale_seconds: float = STALE_SECONDS) -> bool:
     """Whether the job is in the hands of a process that lives, as far as one can tell from here."""
     return holder_of(folder, stale_seconds) is not None
@@ -144,11 +154,7 @@ def _number(path: Path) -> int:
 def _myself() -> Holder:
     process = psutil.Process()
     return Holder(
-        host=host_name(),
-        pid=process.pid,
-        process_began=process.create_time(),
-        pid_space=_pid_space(),
-        time=time.time(),
+        host=host_name(), pid=process.pid, process_began=process.create_time(), pid_space=_pid_space(), time=time.time()
     )
 
 

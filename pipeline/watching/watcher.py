@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
-
 from pipeline.checkpoint import checkpoint_name, complete_folders
-from pipeline.checkpoint_lock import reading
-from pipeline.checkpoint_marker import MARKER
 from pipeline.console import console
 from pipeline.errors import WorldError
-from pipeline.events import append_event
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.watching.attempt import Ended, Place, Running, Try
-from pipeline.watching.claims import HEARTBEAT_SECONDS, STALE_SECONDS, Claim, claim, is_held
-from pipeline.watching.job import Job, State, create_job, jobs_below, read_job, write_job
+from pipeline.watching.claims import HEARTBEAT_SECONDS, STALE_SECONDS, Claim, claim, given_back
+from pipeline.watching.job import Job, State, create_job, read_job, write_job
+from pipeline.watching.kept import Kept, Mark, mark_of
 from pipeline.watching.owed import Ledger, Owed, untold, waiting
 from pipeline.watching.stop_flag import StopFlag
+from pipeline.watching.telling import tell_begun, tell_done, tell_end, tell_failure, tell_given_up
 
 _LONGEST_PAUSE = 600.0
 _GONE = "the checkpoint was removed before it was judged"
@@ -57,12 +52,12 @@ class Watcher:
         self._recipe, self._folder, self._place = recipe, folder, place
         self._once, self._retry = once, retry
         self._heartbeat_seconds, self._stale_seconds = heartbeat_seconds, stale_seconds
+        self._tries, self._poll_seconds = (recipe.evaluate.jobs.tries, recipe.evaluate.jobs.poll_seconds)
         self._ledger = Ledger(recipe, folder)
         self._in_hand: dict[str, _InHand] = {}
-        self._kept: dict[str, ExitStack] = {}
-        """Locks that keep retention away from what is not judged yet."""
-        self._settled: dict[str, tuple[int, int]] = {}
-        """The marker (`_mark`) of each checkpoint with which nothing is left to do."""
+        self._kept = Kept()
+        self._settled: dict[str, Mark] = {}
+        """The marker (`mark_of`) of each checkpoint with which nothing is left to do."""
         self._all_saved = False
         self._try_at: dict[str, float] = {}
         """When a checkpoint on which a try failed gets its next one."""
@@ -82,7 +77,7 @@ class Watcher:
                 ended = self._see_ends()
                 if ended or time.monotonic() >= next_look:
                     open_ends = self._begin_what_is_owed(stop)
-                    next_look = time.monotonic() + self._recipe.evaluate.jobs.poll_seconds
+                    next_look = time.monotonic() + self._poll_seconds
                     if not open_ends and not self._in_hand:
                         break
                 soonest = min([next_look, *(one.look_at for one in self._in_hand.values())])
@@ -90,10 +85,9 @@ class Watcher:
         finally:
             for name in list(self._in_hand):
                 self._leave(name)
-            for kept in self._kept.values():
-                kept.close()
+            self._kept.let_all_go()
         stop.raise_if_set()
-        self._tell_end()
+        tell_end(self._folder, self._stale_seconds)
 
     def _begin_what_is_owed(self, stop: StopFlag) -> bool:
         """Begin what may be begun; whether there is, or will be, more to do."""
@@ -108,15 +102,15 @@ class Watcher:
             if path.name in self._in_hand:
                 open_ends = True
                 continue
-            mark = _mark(path)
+            mark = mark_of(path)
             if mark is None or self._settled.get(path.name) == mark:
                 continue
-            self._keep(path)
+            self._kept.keep(path, mark)
             open_ends |= self._begin(self._ledger.look(path), mark)
         open_ends |= self._look_at_removed({path.name for path in paths})
         return open_ends
 
-    def _begin(self, owed: Owed, mark: tuple[int, int]) -> bool:
+    def _begin(self, owed: Owed, mark: Mark) -> bool:
         """Claim the checkpoint and begin a try; whether something is left to do."""
         folder = self._folder.evaluation_jobs / owed.name
         create_job(folder, owed.new_job())
@@ -134,7 +128,7 @@ class Watcher:
         if mine is None:
             self._tell_once(f"watch: {owed.name} is in the hands of another watcher")
             return not self._once
-        with _given_back(mine) as kept:
+        with given_back(mine) as kept:
             # Another one may have been at it until a moment ago.
             owed = self._ledger.look(owed.path)
             job = self._ledger.bring_up_to_date(owed, read_job(folder), forgive=forgive)
@@ -184,16 +178,13 @@ class Watcher:
         # Noted before it is asked for: who takes over looks for it by this name.
         job.submitted, job.submitted_suites = attempt.name, suites
         write_job(folder, job)
-        tries = max(job.suites[suite].tries for suite in suites)
-        again = f" (try {tries + 1} of {self._recipe.evaluate.jobs.tries})" if tries else ""
         try:
             running = self._place.begin(attempt)
         except WorldError as error:
             self._note_end(folder, job, attempt, Ended(str(error)), 0.0)
             mine.release()
             return True  # the claim is given back, and there is more to do
-        console.print(f"watch: {job.checkpoint} begun: {', '.join(suites)}{again}")
-        append_event(self._folder, "evaluation_begun", checkpoint=job.checkpoint, suites=suites, job=attempt.name)
+        tell_begun(self._folder, job, attempt, self._tries)
         self._in_hand[job.checkpoint] = _InHand(mine, attempt, running, time.monotonic())
         return True
 
@@ -224,7 +215,7 @@ class Watcher:
     def _note_end(self, folder: Path, job: Job, attempt: Try, ended: Ended, seconds: float) -> None:
         """Write down and tell what came of a try; the results themselves say whether it was made."""
         path = self._folder.checkpoints / job.checkpoint
-        owed = self._ledger.recall(job) if _mark(path) is None else self._ledger.look(path)
+        owed = self._ledger.recall(job) if mark_of(path) is None else self._ledger.look(path)
         log = self._place.log(attempt)
         job = self._ledger.bring_up_to_date(owed, job.model_copy(update={"submitted": None, "submitted_suites": []}))
         job.log = str(log)
@@ -242,31 +233,9 @@ class Watcher:
             job = self._ledger.bring_up_to_date(owed, job)
         write_job(folder, job)
         if made:
-            console.print(f"watch: {job.checkpoint} done in {seconds:.0f} s: {', '.join(made)}")
-            append_event(
-                self._folder, "evaluation_done", checkpoint=job.checkpoint, suites=made, seconds=round(seconds, 1)
-            )
+            tell_done(self._folder, job, made, seconds)
         if missing and not ended.stopped:
-            self._tell_failure(job, missing[0], log)
-
-    def _tell_failure(self, job: Job, suite: str, log: Path) -> None:
-        one, most = job.suites[suite], self._recipe.evaluate.jobs.tries
-        given_up = one.state is State.FAILED
-        end = "given up" if given_up else "tried again"
-        console.print(
-            f"[{'red' if given_up else 'yellow'}]watch: {job.checkpoint}: {suite} failed, try {one.tries} of {most}, "
-            f"{end}: {escape(one.error or '')} ({escape(str(log))})[/]"
-        )
-        append_event(
-            self._folder,
-            "evaluation_failed",
-            checkpoint=job.checkpoint,
-            suite=suite,
-            tries=one.tries,
-            given_up=given_up,
-            error=one.error,
-            log=str(log),
-        )
+            tell_failure(self._folder, job, missing[0], log, self._tries)
 
     def _look_at_removed(self, present: set[str]) -> bool:
         """What was owed to checkpoints that are no more; whether a job still judges one of them."""
@@ -284,7 +253,7 @@ class Watcher:
             if mine is None:
                 open_ends |= not self._once
                 continue
-            with _given_back(mine) as kept:
+            with given_back(mine) as kept:
                 job = read_job(folder) or job
                 if self._take_over(mine, job):
                     kept.pop_all()
@@ -299,32 +268,19 @@ class Watcher:
             job.suites[suite].state, job.suites[suite].error = State.FAILED, _GONE
         write_job(folder, job)
         self._gone.add(folder.name)
-        if pending:
-            console.print(f"[red]watch: {job.checkpoint}: {', '.join(pending)}: {_GONE}[/red]")
-            fields = {"checkpoint": job.checkpoint, "suites": pending, "given_up": True, "error": _GONE}
-            append_event(self._folder, "evaluation_failed", **fields)
+        for suite in pending:
+            tell_given_up(self._folder, job, suite)
 
-    def _keep(self, path: Path) -> None:
-        if path.name in self._kept:
-            return
-        stack = ExitStack()
-        try:
-            stack.enter_context(reading(path))
-        except WorldError:  # removed since it was found
-            return
-        self._kept[path.name] = stack
-
-    def _settle(self, name: str, mark: tuple[int, int]) -> None:
+    def _settle(self, name: str, mark: Mark) -> None:
         self._settled[name] = mark
-        if name in self._kept:
-            self._kept.pop(name).close()
+        self._kept.let_go(name)
 
     def _given_up_telling(self, name: str) -> bool:
-        return self._all_saved and self._tell_again.get(name, (0, 0.0))[0] >= self._recipe.evaluate.jobs.tries
+        return self._all_saved and self._tell_again.get(name, (0, 0.0))[0] >= self._tries
 
     def _after(self, times: int) -> float:
         """When to try again what has failed so often."""
-        return time.monotonic() + min(_LONGEST_PAUSE, self._recipe.evaluate.jobs.poll_seconds * 2**times)
+        return time.monotonic() + min(_LONGEST_PAUSE, self._poll_seconds * 2**times)
 
     def _leave(self, name: str) -> None:
         one = self._in_hand.pop(name)
@@ -335,42 +291,3 @@ class Watcher:
         if message not in self._told:
             self._told.add(message)
             console.print(message)
-
-    def _tell_end(self) -> None:
-        jobs = jobs_below(self._folder.evaluation_jobs)
-        states = [(job, suite, one) for job in jobs for suite, one in job.suites.items()]
-        if away := [f"{suite} of {job.checkpoint}" for job, suite, one in states if one.state is State.UNTOLD]:
-            console.print(
-                f"[yellow]watch: MLflow has not taken {', '.join(away)}: the same command sends it later[/yellow]"
-            )
-        failed = [(job, suite, one) for job, suite, one in states if one.state is State.FAILED]
-        if failed:
-            job, suite, one = failed[0]
-            raise WorldError(
-                f"watch: {len(failed)} of {len(states)} evaluations were given up, first {suite} of {job.checkpoint}: "
-                f"{one.error}; --retry tries them again"
-            )
-        held = [
-            job.checkpoint
-            for job in jobs
-            if is_held(self._folder.evaluation_jobs / job.checkpoint, self._stale_seconds)
-        ]
-        rest = f"; others are at {', '.join(held)}" if held else ""
-        console.print(f"watch: {sum(one.state is State.DONE for *_, one in states)} evaluations stand{rest}")
-
-
-def _mark(checkpoint: Path) -> tuple[int, int] | None:
-    """Tells a checkpoint from a later one of its step without reading it; None where it is none any more."""
-    try:
-        found = (checkpoint / MARKER).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-@contextmanager
-def _given_back(mine: Claim) -> Iterator[ExitStack]:
-    """Give a claim back at the end of the block, unless it took that out of the stack."""
-    with ExitStack() as stack:
-        stack.callback(mine.release)
-        yield stack

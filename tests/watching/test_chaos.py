@@ -65,6 +65,8 @@ def note_results(run, written: dict[Path, set[int]], seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for path in (run.path / "evaluation").glob("step-*/*/metrics.json"):
+            if "." in path.parent.name:  # not under its own name yet
+                continue
             try:
                 written.setdefault(path, set()).add(path.stat().st_mtime_ns)
             except FileNotFoundError:

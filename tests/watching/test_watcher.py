@@ -19,7 +19,7 @@ from tests.watching.watchers import events_of, finish, in_mlflow, judged, start_
 pytestmark = pytest.mark.slow
 
 
-def wait_until(happened, process: subprocess.Popen, seconds: float = 90):
+def wait_until(happened, process: subprocess.Popen, seconds: float = 300):
     deadline = time.monotonic() + seconds
     while not (found := happened()):
         assert process.poll() is None, finish(process)

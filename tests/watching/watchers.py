@@ -31,7 +31,7 @@ def start_watcher(folder: RunFolder, *options: str, path: str = "", recipe: dict
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 400) -> tuple[int, str]:
     """Exit code and all that was said."""
     try:
         said, _ = process.communicate(timeout=timeout)
