@@ -16,18 +16,31 @@ from pipeline.run_folder import RunFolder
 from pipeline.tracking import tracking_uri
 
 
-def start_watcher(folder: RunFolder, *options: str, path: str = "", recipe: dict | None = None) -> subprocess.Popen:
-    """`adaponder watch` on the run; path: folders that go before PATH."""
-    file = folder.root / f"watched-{folder.recipe.name}.yaml"
-    if recipe is not None or not file.exists():
-        file.write_text(yaml.safe_dump(recipe or folder.recipe.resolved()), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "watch", str(file), "--runs", str(folder.root), *options]
+def written_recipe(folder: RunFolder) -> Path:
+    """The run's recipe in a file, as an operator has it."""
+    path = folder.root / f"watched-{folder.recipe.name}.yaml"
+    if not path.exists():
+        path.write_text(yaml.safe_dump(folder.recipe.resolved()), encoding="utf-8")
+    return path
+
+
+def environment() -> dict[str, str]:
+    """Of a command on the CPU whose MLflow is the store beside the runs."""
     hidden = {"MLFLOW_TRACKING_URI", "ADAPONDER_RUNS", "RANK", "WORLD_SIZE"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
+
+
+def start_watcher(folder: RunFolder, *options: str) -> subprocess.Popen:
+    """`adaponder watch` on the run."""
+    recipe = written_recipe(folder)
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [sys.executable, "-m", "pipeline", "watch", str(recipe), "--runs", str(folder.root), *options],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
