@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.durable import write_new, write_text
@@ -37,8 +36,8 @@ class Holder(BaseModel):
 
     host: str
     pid: int
-    process_began: float
-    """By the host's clock; tells a process from a later one with its number."""
+    process_began: int
+    """In clock ticks since the host's start; tells a process from a later one with its number."""
     pid_space: str
     """Where the number means something: the host's boot and the namespace, for containers that share a host's name."""
     time: float
@@ -133,7 +132,7 @@ def holder_of(folder: Path, stale_seconds: float = STALE_SECONDS) -> Holder | No
         return None
     if _file_system_now(folder) - touched > stale_seconds:
         return None
-    return holder or Holder(host="?", pid=0, process_began=0.0, pid_space="", time=touched)
+    return holder or Holder(host="?", pid=0, process_began=0, pid_space="", time=touched)
 
 
 def _highest(folder: Path) -> int:
@@ -152,21 +151,27 @@ def _number(path: Path) -> int:
 
 
 def _myself() -> Holder:
-    process = psutil.Process()
-    return Holder(
-        host=host_name(), pid=process.pid, process_began=process.create_time(), pid_space=_pid_space(), time=time.time()
-    )
+    pid = os.getpid()
+    return Holder(host=host_name(), pid=pid, process_began=_began(pid) or 0, pid_space=_pid_space(), time=time.time())
 
 
 def _is_dead(holder: Holder) -> bool:
     """Only where its number means something here; of other hosts the heartbeat tells."""
     if not holder.pid_space or holder.pid_space != _pid_space():
         return False
+    return _began(holder.pid) != holder.process_began
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in clock ticks since the host's start, which no change of its clock moves.
+
+    None where there is none, or what is left of one that has ended.
+    """
     try:
-        process = psutil.Process(holder.pid)
-        return process.create_time() != holder.process_began or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _pid_space() -> str:
