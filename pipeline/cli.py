@@ -31,6 +31,7 @@ from pipeline.recipe_reader import read_recipe
 from pipeline.report_command import report
 from pipeline.run_folder import RunFolder, runs_root
 from pipeline.run_status_commands import logs, status
+from pipeline.watch_command import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,7 @@ app.add_typer(data_commands, name="data")
 app.add_typer(checkpoint_commands, name="checkpoint")
 app.command()(status)
 app.command()(logs)
+app.command()(watch)
 app.add_typer(launch_commands)
 app.command()(plan)
 app.command()(preflight)

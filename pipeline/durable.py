@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -49,6 +50,30 @@ def write_text(path: Path, content: str) -> None:
     """Write `content` as UTF-8, whole or not at all."""
     with whole_file(path, "w") as file:
         file.write(content)
+
+
+def write_new(path: Path, content: str) -> bool:
+    """Write `content` as UTF-8 to a file that does not exist yet; whether it was this call that made it.
+
+    Of several hosts one succeeds, on NFS too: a hard link is made by the server, and the file has its content from its
+    first moment on.
+    """
+    mine = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with open(mine, "x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(mine, path)
+        except FileExistsError:
+            # NFS repeats a request whose answer was lost, and tells of its own success as of another's.
+            if mine.stat().st_nlink != 2:
+                return False
+        fsync_folder(path.parent)
+        return True
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def append_line(file: FileIO, line: str) -> None:

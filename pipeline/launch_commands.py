@@ -120,7 +120,11 @@ def _launch(
 
 
 def _check_training(given: Launch, ranks: int | None) -> None:
-    """What the trainer would refuse on the nodes; `ranks`: of the whole training, None for this machine."""
+    """What trainer and evaluation would refuse on the nodes; `ranks`: of the whole training, None for this machine."""
+    from pipeline.evaluation.check import check_evaluation
+
+    if given.stage in ("train", "evaluate", "all"):
+        check_evaluation(given.recipe, given.folder)
     if given.stage not in ("train", "all"):
         return
     with heavy_imports():

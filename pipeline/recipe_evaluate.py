@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.recipe_section import NonNegativeInt, PositiveInt, Section
+from pipeline.recipe_section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 SuiteName = Literal["validation", "windows", "depth", "policies", "tasks", "speed"]
 
@@ -97,11 +97,28 @@ class BaselineSection(Section):
     """step-00001000; latest: the newest that was evaluated; best: that of the lowest validation loss."""
 
 
+class JobsSection(Section):
+    """How `adaponder watch` has checkpoints judged as they appear."""
+
+    where: Literal["local", "slurm", "kubernetes"] = "local"
+    """local: as a child process of the watcher, one at a time; slurm, kubernetes: as jobs of their own, with what the
+    cluster section says of evaluation."""
+    tries: PositiveInt = 3
+    """How often a suite may fail on a checkpoint before it is given up and told."""
+    poll_seconds: PositiveFloat = 30.0
+    """How often the watcher looks for checkpoints and for the ends of jobs."""
+
+
 class EvaluateSection(Section):
     """How a checkpoint is judged."""
 
     suites: Annotated[list[SuiteName], Field(min_length=1)] = ["validation"]
     """What every checkpoint is judged by: `adaponder evaluate` without --suite."""
+    full_suites: list[SuiteName] = []
+    """What `adaponder watch` judges besides, at every full_every-th checkpoint and the last one."""
+    full_every: NonNegativeInt = 0
+    """Of the saves that the recipe plans (train.checkpoint_every_steps and ends of phases), in their order; 0: only the
+    last one."""
     rows_per_source: PositiveInt | Literal["all"] = "all"
     """Validation rows a source; the first ones."""
     batch_rows: PositiveInt = 8
@@ -115,6 +132,7 @@ class EvaluateSection(Section):
     policies: PoliciesSection = PoliciesSection()
     tasks: EvaluateTasksSection = EvaluateTasksSection()
     speed: SpeedSection = SpeedSection()
+    jobs: JobsSection = JobsSection()
 
     @model_validator(mode="after")
     def _baselines_are_told_apart(self) -> EvaluateSection:

@@ -99,6 +99,11 @@ class RunFolder:
     def evaluation(self, checkpoint_name: str, suite: str) -> Path:
         return self.evaluations(checkpoint_name) / suite
 
+    @property
+    def evaluation_jobs(self) -> Path:
+        """What `adaponder watch` has in hand (`pipeline.watching`)."""
+        return self.evaluated / "jobs"
+
     def write_recipe(self) -> None:
         """Write the resolved recipe; it and the folder reproduce the run."""
         write_resolved_recipe(self.recipe, self.recipe_file)

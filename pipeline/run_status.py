@@ -28,6 +28,7 @@ from pipeline.run_folder import RunFolder, runs_root
 from pipeline.silent_ranks import without_a_word
 from pipeline.tracking.metrics_lines import MetricsLine, read_metrics
 from pipeline.training.attempt import first_told, one_line, reports
+from pipeline.watching.overview import EvaluationJob, evaluation_jobs
 
 _SPEED_LINES = 50
 """Logged steps whose median is the speed that the rest is expected to go at."""
@@ -92,6 +93,8 @@ class Status:
     """whole, or what is wrong with it."""
     evaluations: list[str] = field(default_factory=list)
     """step-00001000/suite, those that are done."""
+    jobs: list[EvaluationJob] = field(default_factory=list)
+    """What `adaponder watch` has in hand, and what became of it."""
     released: bool = False
     failure: Failure | None = None
     preflight: str | None = None
@@ -122,7 +125,9 @@ def status_of(folder: RunFolder, *, hashes: bool = False) -> Status:
     status.evaluations = sorted(
         str(path.parent.relative_to(folder.path / "evaluation"))
         for path in (folder.path / "evaluation").glob("step-*/*/metrics.json")
+        if "." not in path.parent.name  # whole, but not under its name yet
     )
+    status.jobs = evaluation_jobs(folder)
     status.preflight = _preflight(folder)
     status.released = (folder.release / "provenance.json").is_file()
     if status.attempts:

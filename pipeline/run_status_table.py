@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -44,6 +46,7 @@ def _rows(status: Status) -> list[tuple[str, str]]:
     saved = "none" if status.checkpoint is None else f"{status.checkpoint}, {status.checkpoint_state}"
     rows.append(("last checkpoint", saved))
     rows.append(("evaluations", ", ".join(status.evaluations) or "none"))
+    rows += _job_rows(status)
     rows.append(("release", "made" if status.released else "none"))
     if status.failure:
         failure = status.failure
@@ -53,6 +56,23 @@ def _rows(status: Status) -> list[tuple[str, str]]:
                 f"attempt {failure.attempt}, rank {failure.rank} on {failure.host}, {failure.time}: {failure.message}",
             )
         )
+    return rows
+
+
+def _job_rows(status: Status) -> list[tuple[str, str]]:
+    """How many evaluations are in which state; those that failed or are being made, one by one."""
+    if not status.jobs:
+        return []
+    counts = Counter(job.state for job in status.jobs)
+    rows = [("evaluation jobs", ", ".join(f"{count} {state}" for state, count in counts.items()))]
+    for job in status.jobs:
+        if job.state == "failed" or (job.error and job.state != "done"):
+            told = f"{job.state} after {job.tries} tries: {job.error} ({job.log})"
+        elif job.state == "running":
+            told = f"running, watched by {job.holder}"
+        else:
+            continue
+        rows.append((f"  {job.checkpoint}", f"{job.suite} {told}"))
     return rows
 
 

@@ -11,6 +11,7 @@ from pipeline.checkpoint import complete_checkpoints, load_model
 from pipeline.command_line import cores
 from pipeline.console import console
 from pipeline.data.vocabulary import check_entries
+from pipeline.evaluation.check import check_evaluation
 from pipeline.evaluation.sample import generate_sample, render
 from pipeline.evaluation.stage import evaluate
 from pipeline.recipe import Recipe
@@ -29,6 +30,7 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     # Before anything is made: what is wrong for training, or for the report, would only show after tokenization.
     evaluated_baselines(recipe, folder)
     _, config = check_recipe(recipe, choose_ranks(recipe)[0])
+    check_evaluation(recipe, folder)
     if isinstance(recipe.tokenize.tokenizer, str):
         tokenizer, _ = load_tokenizer(recipe.tokenize.tokenizer, recipe.tokenize.end_of_document)
         entries = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

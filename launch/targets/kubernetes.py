@@ -67,8 +67,8 @@ def files(launch: Launch) -> dict[str, str]:
     return written
 
 
-def _yaml(*documents: dict[str, Any]) -> str:
-    head = "# Written by `adaponder launch kubernetes`.\n"
+def _yaml(*documents: dict[str, Any], written_by: str = "adaponder launch kubernetes") -> str:
+    head = f"# Written by `{written_by}`.\n"
     return head + yaml.dump_all(documents, Dumper=_WrittenOut, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -221,6 +221,27 @@ def _single(launch: Launch, stage: str) -> dict[str, Any]:
     section = launch.cluster.kubernetes
     resources = _resources(launch, section.cpus, section.memory, min(1, launch.cluster.gpus_per_node))
     return _job(launch, stage, _stage_command(launch, stage), resources)
+
+
+def evaluation(launch: Launch, name: str, command: list[str]) -> str:
+    """The manifest of one evaluation that `adaponder watch` applies as the Job `evaluation_name(launch, name)`.
+
+    One try: the watcher counts them. The recipe comes from the volume, since each watcher may have another.
+    """
+    section = launch.cluster.kubernetes
+    resources = _resources(launch, section.cpus, section.memory, min(1, launch.cluster.gpus_per_node))
+    job = _job(launch, name, [_literal(word) for word in command], resources)
+    job["spec"]["backoffLimit"] = 0
+    pod = job["spec"]["template"]["spec"]
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "recipe"]
+    (container,) = pod["containers"]
+    container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "recipe"]
+    return _yaml(job, written_by="adaponder watch")
+
+
+def evaluation_name(launch: Launch, name: str) -> str:
+    """What the Job is called in its namespace."""
+    return _name(launch, name)
 
 
 def _training_worker(launch: Launch) -> list[str]:

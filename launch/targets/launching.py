@@ -77,6 +77,12 @@ class Launch:
         """The recipe and the folder of runs, as all that belongs to the run takes them."""
         return [recipe_file or str(self.recipe_file), "--runs", runs or str(self.folder.root)]
 
+    def evaluation(self, checkpoint: str, suites: list[str], runs: str, recipe_file: str) -> list[str]:
+        """The command line of one judgement, `python -m pipeline evaluate ...`."""
+        chosen = [word for suite in suites for word in ("--suite", suite)]
+        given = ["evaluate", recipe_file, "--runs", runs, "--checkpoint", checkpoint, *chosen]
+        return [self.python, "-m", "pipeline", *given]
+
     def worker(self, runs: str = "", recipe_file: str = "") -> list[str]:
         """The module of a rank and its arguments."""
         # A hostfile may give each host another number of ranks; elsewhere all nodes are asked for as many GPUs.

@@ -22,8 +22,10 @@ def _escaped(word: str) -> str:
     return re.sub(r'([$`"\\])', r"\\\1", word)
 
 
-def script(launch: Launch, purpose: str, lines: Sequence[str], directives: Sequence[str] = ()) -> str:
-    """A bash script: comment, the scheduler's directives, then `lines`.
+def script(
+    launch: Launch, purpose: str, lines: Sequence[str], directives: Sequence[str] = (), written_by: str = ""
+) -> str:
+    """A bash script: comment, the scheduler's directives, then `lines`; written_by: the command, if not the launch's.
 
     Modules are shell functions that a login shell defines.
     """
@@ -32,7 +34,7 @@ def script(launch: Launch, purpose: str, lines: Sequence[str], directives: Seque
         [
             f"#!/bin/bash{login}",
             *directives,
-            f"# {purpose} Run {launch.recipe.name}; written by `adaponder launch {launch.target}`.",
+            f"# {purpose} Run {launch.recipe.name}; written by `{written_by or f'adaponder launch {launch.target}'}`.",
             "set -eo pipefail",
             *lines,
             "",

@@ -222,21 +222,30 @@ def _tokenization(launch: Launch, part: str) -> str:
 
 
 def _single(launch: Launch, stage: str) -> str:
+    return _one_task(launch, stage, launch.arguments(stage), f"Stage {stage} of {launch.last_checkpoint}.")
+
+
+def evaluation(launch: Launch, name: str, command: list[str]) -> str:
+    """The batch script of one evaluation that `adaponder watch` queues as the job `name`."""
+    return _one_task(launch, name, command, "Judges a checkpoint.", written_by="adaponder watch")
+
+
+def _one_task(launch: Launch, name: str, command: list[str], purpose: str, written_by: str = "") -> str:
     cluster = launch.cluster
     directives = _directives(
         launch,
-        stage,
+        name,
         *("--nodes=1", "--ntasks=1"),
         *(["--gpus-per-node=1"] if cluster.gpus_per_node else []),
-        f"--output=slurm-{stage}-%j.out",
+        f"--output=slurm-{name}-%j.out",
     )
     lines = [
         *setup(launch),
         *([] if cluster.gpus_per_node else ["export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu"]),
-        *_step(launch, ["--nodes=1", "--ntasks=1"], words(launch.arguments(stage))),
+        *_step(launch, ["--nodes=1", "--ntasks=1"], words(command)),
         'exit "$code"',
     ]
-    return script(launch, f"Stage {stage} of {launch.last_checkpoint}.", lines, directives)
+    return script(launch, purpose, lines, directives, written_by)
 
 
 def _start(launch: Launch) -> str:

@@ -14,7 +14,9 @@ from pipeline.data.manifest import manifest_hash, read_manifest
 from pipeline.durable import PARTIAL_SUFFIX, repair_folder, replace_folder, write_text
 from pipeline.errors import WorldError
 from pipeline.evaluation.identity import identify
+from pipeline.evaluation.judging_lock import only_judge
 from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.standing import note_told
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import METRICS_NAME, Suite
 from pipeline.evaluation.suites import suite_named
@@ -50,8 +52,10 @@ def evaluate_suites(recipe: Recipe, folder: RunFolder, checkpoint_name: str, nam
         manifest = read_manifest(folder.shards)
         require_same_manifest(checkpoint, manifest_hash(manifest), folder.shards)
         subject = Subject(recipe, folder, checkpoint, manifest)
-        found = {suite.name: _evaluate(subject, suite, chosen) for suite, chosen in zip(suites, settings, strict=True)}
-        report_checkpoint(subject)
+        with only_judge(folder.evaluations(checkpoint.name)):
+            pairs = zip(suites, settings, strict=True)
+            found = {suite.name: _evaluate(subject, suite, chosen) for suite, chosen in pairs}
+            report_checkpoint(subject)
         return found
     except OSError as error:
         raise WorldError(f"evaluate: {error.filename or folder.path}: {error.strerror or error}") from error
@@ -79,7 +83,8 @@ def _evaluate(subject: Subject, suite: Suite, settings: dict[str, Any]) -> Any:
         for table in suite.tables(found):
             console.print(table)
         console.print(f"evaluate: {output}")
-    log_evaluation(folder, checkpoint, suite.name, suite.named(found, subject), output)
+    if log_evaluation(folder, checkpoint, suite.name, suite.named(found, subject), output):
+        note_told(output, identity)
     return found
 
 

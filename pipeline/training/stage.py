@@ -11,6 +11,7 @@ from rich.markup import escape
 from launch.local import run_ranks, threads_per_rank
 from pipeline.checkpoint import find_checkpoint
 from pipeline.console import console
+from pipeline.evaluation.check import check_evaluation
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, write_resolved_recipe
 from pipeline.tracking import sync
@@ -37,6 +38,7 @@ def train(recipe: Recipe, folder: RunFolder, resume: str = "auto") -> Path:
     was asked to stop and has saved. After a guard has rolled back it goes on by itself.
     """
     began = time.time()
+    check_evaluation(recipe, folder)
     while True:
         try:
             return _train_once(recipe, folder, resume, began)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.targets.kubernetes import check
+from launch.targets.kubernetes import check, evaluation
 from launch.targets.launching import dns_label
 from pipeline.errors import UserError
 from tests.launch.targets.launched import bash, files_of, launch_of, programs
@@ -52,6 +52,9 @@ def test_manifests_fit_the_published_schemas(kind, section):
             assert json.loads(model.to_json()) == document
         else:
             kubernetes_validate.validate(document, "1.31", strict=True)
+    command = launch.evaluation("step-00000020", ["validation"], "/data/runs", "/data/runs/tiny/recipe.yaml")
+    judging = yaml.safe_load(evaluation(launch, "eval-00000020-1", command))
+    kubernetes_validate.validate(judging, "1.31", strict=True)
 
 
 def test_secrets_are_named_and_never_written(monkeypatch):
