@@ -130,13 +130,13 @@ def rank_memory(strategy: dict[str, Any], trained: Trained, batch: MicroBatchMem
 
     step = dict(states)
     if stage == 0:
-        step |= {"gradients": width * parameters, "AdamW's copies": 0 if t.on_gpu else 8 * t.largest}
+        step |= {"gradients": width * parameters}
     elif offloads:
         step["gradient sums"] = kept_sums
     else:
         if stage < 3:
             step["gradient sums"] = t.sum_bytes * share
-        step |= {"gradients for AdamW": 4 * share, "AdamW's copies": 0 if t.on_gpu else 8 * share}
+        step |= {"gradients for AdamW": 4 * share}  # fused, AdamW makes no copies of its own
 
     moments = {"micro-batch": micro_batch, "reduction": reduction, "step": step}
     if not t.on_gpu and host:
