@@ -134,6 +134,11 @@ class EvaluateSection(Section):
     speed: SpeedSection = SpeedSection()
     jobs: JobsSection = JobsSection()
 
+    @property
+    def all_suites(self) -> list[str]:
+        """Every suite that is named for any checkpoint."""
+        return list(dict.fromkeys([*self.suites, *self.full_suites]))
+
     @model_validator(mode="after")
     def _baselines_are_told_apart(self) -> EvaluateSection:
         names = [baseline.name for baseline in self.baselines]

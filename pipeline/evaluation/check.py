@@ -7,7 +7,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.suites import suite_named
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
-from pipeline.watching.schedule import all_suites
 
 
 def check_evaluation(recipe: Recipe, folder: RunFolder) -> None:
@@ -15,7 +14,7 @@ def check_evaluation(recipe: Recipe, folder: RunFolder) -> None:
 
     Of no use here is what depends on the machine that judges, which may be another one.
     """
-    for name in all_suites(recipe):
+    for name in recipe.evaluate.all_suites:
         try:
             suite_named(name).settings(recipe)
         except UserError as error:

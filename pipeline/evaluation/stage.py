@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ValidationError
 
 from pipeline.checkpoint import find_checkpoint, require_same_manifest
 from pipeline.console import console
@@ -16,12 +13,13 @@ from pipeline.errors import WorldError
 from pipeline.evaluation.identity import identify
 from pipeline.evaluation.judging_lock import only_judge
 from pipeline.evaluation.metrics import Metrics
-from pipeline.evaluation.standing import note_told
+from pipeline.evaluation.standing import note_told, read_found
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import METRICS_NAME, Suite
 from pipeline.evaluation.suites import suite_named
 from pipeline.evaluation.validation import VALIDATION
 from pipeline.recipe import Recipe
+from pipeline.reporting.stage import report_checkpoint
 from pipeline.run_folder import RunFolder
 from pipeline.training.stopping import ends_on_signals
 
@@ -41,9 +39,6 @@ def evaluate_suites(recipe: Recipe, folder: RunFolder, checkpoint_name: str, nam
     again; an evaluation that stands gives way to a whole one only. Raises `UserError` for a checkpoint, suite or
     shards that do not fit, `WorldError` naming the file that cannot be read or written.
     """
-    # It reads what suites wrote, so it needs this module.
-    from pipeline.reporting.stage import report_checkpoint
-
     suites = [suite_named(name) for name in names]
     settings = [suite.settings(recipe) for suite in suites]  # what is wrong with any is told before the first is run
     try:
@@ -86,14 +81,3 @@ def _evaluate(subject: Subject, suite: Suite, settings: dict[str, Any]) -> Any:
     if log_evaluation(folder, checkpoint, suite.name, suite.named(found, subject), output):
         note_told(output, identity)
     return found
-
-
-def read_found(folder: Path, found: type[BaseModel]) -> Any:
-    """The evaluation that stands in `folder`; None where none was finished; `WorldError` for a damaged file."""
-    path = folder / METRICS_NAME
-    try:
-        return found.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise WorldError(f"{path} is damaged, or of another version: remove it and evaluate again") from error

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.durable import sha256_json, write_text
+from pipeline.errors import WorldError
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.suite import METRICS_NAME
 
@@ -62,3 +63,14 @@ def _told_file(output: Path) -> Path:
 
 def _digest(identity: Identity) -> str:
     return sha256_json(identity.model_dump(mode="json"))
+
+
+def read_found(folder: Path, found: type[BaseModel]) -> Any:
+    """The evaluation that stands in `folder`; None where none was finished; `WorldError` for a damaged file."""
+    path = folder / METRICS_NAME
+    try:
+        return found.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise WorldError(f"{path} is damaged, or of another version: remove it and evaluate again") from error

@@ -21,7 +21,7 @@ from pipeline.data.shard_source import ShardSource
 from pipeline.durable import PARTIAL_SUFFIX, fsync_file, repair_folder, sha256_file, write_text
 from pipeline.errors import WorldError
 from pipeline.evaluation.metrics import Metrics
-from pipeline.evaluation.stage import read_found
+from pipeline.evaluation.standing import read_found
 from pipeline.evaluation.validation import VALIDATION
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import Recipe

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.durable import PARTIAL_SUFFIX, sha256_file
 from pipeline.errors import WorldError
 from pipeline.evaluation.identity import Identity
-from pipeline.evaluation.stage import read_found
+from pipeline.evaluation.standing import read_found
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import METRICS_NAME
 from pipeline.evaluation.suites import SUITES, suite_named

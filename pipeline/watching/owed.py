@@ -13,7 +13,7 @@ from pipeline.evaluation.suites import suite_named
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.watching.job import Job, State, SuiteJob
-from pipeline.watching.schedule import all_suites, owed_suites
+from pipeline.watching.schedule import owed_suites
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Ledger:
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self._recipe, self._folder = recipe, folder
         self._settings: dict[str, dict[str, Any]] = {
-            suite: suite_named(suite).settings(recipe) for suite in all_suites(recipe)
+            suite: suite_named(suite).settings(recipe) for suite in recipe.evaluate.all_suites
         }
 
     def look(self, path: Path) -> Owed:

@@ -15,11 +15,6 @@ def owed_suites(recipe: Recipe, step: int) -> list[str]:
     return list(dict.fromkeys([*section.suites, *full]))
 
 
-def all_suites(recipe: Recipe) -> list[str]:
-    """Every suite that the recipe names for any checkpoint."""
-    return list(dict.fromkeys([*recipe.evaluate.suites, *recipe.evaluate.full_suites]))
-
-
 def _is_full(recipe: Recipe, step: int) -> bool:
     """Whether it is the last checkpoint, or an n-th of the planned saves.
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.kept_checkpoints import saves_at
 from pipeline.recipe_reader import parse_recipe
-from pipeline.watching.schedule import all_suites, owed_suites, planned_saves
+from pipeline.watching.schedule import owed_suites, planned_saves
 from tests.conftest import tiny_recipe
 
 
@@ -25,7 +25,7 @@ def test_every_checkpoint_is_owed_the_cheap_suites_and_the_last_one_all():
     recipe = recipe_with(suites=["validation"], full_suites=["depth", "policies"])
     assert owed_suites(recipe, 0) == owed_suites(recipe, 5) == owed_suites(recipe, 7) == ["validation"]
     assert owed_suites(recipe, 20) == ["validation", "depth", "policies"]
-    assert all_suites(recipe) == ["validation", "depth", "policies"]
+    assert recipe.evaluate.all_suites == ["validation", "depth", "policies"]
 
 
 def test_a_suite_named_twice_is_owed_once():
