@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderConfig, AdaPonderForCausalLM
 
 
 def inference_halting(config: AdaPonderConfig) -> str:

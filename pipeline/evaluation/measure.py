@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +11,9 @@ from pipeline.data.rows import IGNORED_LABEL, RowReader
 from pipeline.evaluation.depth import DepthSums
 from pipeline.evaluation.document_sums import DocumentSums
 from pipeline.evaluation.halting import inference_halting, run_as
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @torch.inference_mode()

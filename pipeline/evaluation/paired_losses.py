@@ -7,6 +7,7 @@ either loss alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from pipeline.data.shard_source import ShardSource
 from pipeline.errors import WorldError
 from pipeline.evaluation.document_sums import DocumentSums, interval
 from pipeline.evaluation.halting import inference_halting, run_as
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 _COLUMNS = ["loss a", "loss b", "depth a", "depth b"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.style import Style
@@ -18,7 +18,9 @@ from rich.text import Text
 from pipeline.errors import UserError
 from pipeline.evaluation.depth_colours import letters_on, tint
 from pipeline.evaluation.halting import inference_halting, run_as
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -24,8 +24,10 @@ from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.progress import rows_progress
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
-from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 HALTING, FULL_DEPTH = "halting", "full depth"
 PREFILL, DECODING = "prefill", "decoding"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +12,11 @@ from pipeline.checkpoint import Checkpoint, load_model
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard_source import ShardSource
 from pipeline.errors import UserError
-from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -19,7 +19,9 @@ from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.harness.jobs import Batch, ScoreBatch
 from pipeline.evaluation.harness.scoring import score_rows
 from pipeline.evaluation.harness.writing import write_texts
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,15 @@ Rows are padded on the right, where causal attention never looks; the skipping p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from pipeline.evaluation.harness.jobs import Row, RowScore
-from pipeline.model import AdaPonderForCausalLM
 from pipeline.model.pondering import PonderInputs
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @torch.inference_mode()

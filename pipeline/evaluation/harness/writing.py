@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from pipeline.evaluation.harness.jobs import WriteBatch, Written
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 @torch.inference_mode()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.model import AdaPonderForCausalLM
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 
 class RowCounts:

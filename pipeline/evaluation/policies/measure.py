@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +13,9 @@ from pipeline.evaluation.document_sums import DocumentSums
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.policies.imposed import RowCounts, depths_by_shares
 from pipeline.evaluation.policies.keep_shares import keep_shares
-from pipeline.model import AdaPonderForCausalLM
+
+if TYPE_CHECKING:
+    from pipeline.model import AdaPonderForCausalLM
 
 LEARNED = "learned"
 FULL_DEPTH = "full depth"
