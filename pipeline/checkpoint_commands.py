@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command_line import reported
+from pipeline.command_line import RunsOption, reported
 from pipeline.heavy_imports import heavy_imports
 
 app = typer.Typer(no_args_is_help=True, help="List and check a run's checkpoints, and take weights out of them.")
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or its name in the folder of all runs.")
-]
-RunsOption = Annotated[
-    Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
 ]
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from pipeline.checkpoint_commands import app as checkpoint_commands
-from pipeline.command_line import cores, reported
+from pipeline.command_line import RecipeArgument, RunsOption, SetOption, cores, reported
 from pipeline.compare_command import compare
 from pipeline.data_commands import app as data_commands
 from pipeline.errors import UserError
@@ -51,13 +51,6 @@ app.command()(report)
 app.command()(generate)
 app.command()(compare)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated.")
-]
-RunsOption = Annotated[
-    Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
-]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Processes on this machine; as many as it has cores if not given."),

@@ -1,4 +1,5 @@
-"""How a command ends: in its result, or in one line on stderr and an exit code. Shared by all commands."""
+"""What all commands share: arguments that mean the same everywhere, and how a command ends - in its result, or in one
+line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +7,21 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
 
 from pipeline.console import error_console
 from pipeline.errors import AdaPonderError
+
+RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated.")
+]
+RunsOption = Annotated[
+    Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
+]
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command_line import reported
+from pipeline.command_line import RecipeArgument, RunsOption, SetOption, reported
 from pipeline.console import console
 from pipeline.heavy_imports import heavy_imports
 from pipeline.preflight_command import check_here
@@ -42,7 +42,7 @@ class Stage(str, Enum):
 @reported
 def launch(
     target: Annotated[Target, typer.Argument(help="On what the stages run.")],
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")],
+    recipe: RecipeArgument,
     stage: Annotated[Stage, typer.Option("--stage", help="Which stage, or all in their order.")] = Stage.all,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Instead of cluster.nodes.")] = None,
     gpus_per_node: Annotated[
@@ -55,13 +55,8 @@ def launch(
             "--preflight/--no-preflight", help="Check this machine before submitting, and the nodes before training."
         ),
     ] = True,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated."),
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
-    ] = None,
+    overrides: SetOption = None,
+    runs: RunsOption = None,
 ) -> None:
     """Write what starts the stages on a cluster, print it, and with --submit start it.
 

@@ -6,17 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command_line import reported
+from pipeline.command_line import RecipeArgument, SetOption, reported
 from pipeline.heavy_imports import heavy_imports
 
 
 @reported
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
     nodes: Annotated[
         str, typer.Option("--nodes", metavar="N[,N...]", help="Machines; several numbers are compared.")
     ] = "1",

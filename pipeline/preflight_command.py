@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.command_line import reported
+from pipeline.command_line import RecipeArgument, RunsOption, SetOption, reported
 from pipeline.console import error_console
 from pipeline.errors import UserError, WorldError
 from pipeline.recipe import Recipe
@@ -19,14 +19,9 @@ from pipeline.run_folder import RunFolder, runs_root, write_resolved_recipe
 
 @reported
 def preflight(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated."),
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = None,
     gpus_per_node: Annotated[
         int | None, typer.Option("--gpus-per-node", min=0, help="GPUs that there have to be; else one for each rank.")
     ] = None,
@@ -88,12 +83,13 @@ def check_with_ranks(
 def check_here(recipe: Recipe, folder: RunFolder) -> None:
     """What a machine can tell that starts a training and is none of its nodes; `WorldError` with what is wrong."""
     from launch.preflight.check import Context
+    from launch.preflight.failures import failures_in
     from launch.preflight.meeting import alone
-    from launch.preflight.report import show, write_report
-    from launch.preflight.run_checks import HERE, failures, run_checks
+    from launch.preflight.report import as_json, show, write_report
+    from launch.preflight.run_checks import HERE, run_checks
 
     context = Context(recipe, folder, alone(), None, tokenized=False)
     done = run_checks(context, HERE, lambda name: None, lambda done: show(context, done))
     write_report(context, done)
-    if wrong := failures(done):
+    if wrong := failures_in(as_json(context, done)):
         raise WorldError(f"preflight: {'; '.join(wrong)} (--no-preflight starts it all the same)")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.command_line import reported
+from pipeline.command_line import RecipeArgument, RunsOption, SetOption, reported
 
 
 @reported
 def watch(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (quickstart).")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; may be repeated."),
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option("--runs", help="Folder of all runs; else ADAPONDER_RUNS, else ./runs.")
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = None,
     once: Annotated[bool, typer.Option("--once", help="Judge the checkpoints that there are, and end.")] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again what was given up after evaluate.jobs.tries.")

@@ -7,7 +7,6 @@ a collective would only hang.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -153,8 +152,3 @@ def _wait(store: Store, key: str, seconds: float) -> str:
     except (DistStoreError, RuntimeError) as error:
         raise WorldError(f"rank 0 said nothing of {key} within {seconds:.0f} s, or is gone") from error
     return store.get(key).decode()
-
-
-def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher has started this process as a rank."""
-    return "RANK" in environment and "WORLD_SIZE" in environment

@@ -66,16 +66,6 @@ def run_checks(
     return done
 
 
-def failures(done: Sequence[Checked]) -> list[str]:
-    """What is wrong, one line each."""
-    return [
-        f"{checked.name}: {finding.message}"
-        for checked in done
-        for finding in checked.findings
-        if finding.verdict == "failed"
-    ]
-
-
 def exit_code(done: Sequence[Checked]) -> int:
     """0 where nothing failed, 2 where the user's mistakes did and nothing else, else 1."""
     failed = [finding for checked in done for finding in checked.findings if finding.verdict == "failed"]

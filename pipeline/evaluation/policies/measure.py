@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.model import AdaPonderForCausalLM
 
 LEARNED = "learned"
-FULL_DEPTH = "full depth"
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 """Inputs and shift labels, int64 [B, n] each."""
