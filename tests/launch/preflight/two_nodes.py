@@ -67,7 +67,9 @@ def run_nodes(
                     *node.around,
                     *(sys.executable, "-m", "launch.node", "--nnodes", str(len(nodes)), "--nproc-per-node", "1"),
                     *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"),
-                    *("--rdzv-conf", f"is_host={int(number == 0)}", "--module", *module, *node.arguments),
+                    # Ranks go by address, then by process number, which may start from the bottom again in between.
+                    *("--local-addr", f"127.0.0.{number + 1}", "--rdzv-conf", f"is_host={int(number == 0)}"),
+                    *("--module", *module, *node.arguments),
                 ],
                 # As in namespaces and containers that share a host name: the interface is named.
                 env={**environment, "PYTHONPATH": str(PROJECT), "GLOO_SOCKET_IFNAME": "lo", **node.environment},
