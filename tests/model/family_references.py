@@ -33,8 +33,8 @@ BACKBONE = (
 
 
 def _stock(config: Any) -> Any:
-    described = {name: getattr(config, name) for name in BACKBONE}
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**described, attn_implementation="sdpa")).double().eval()
+    described: dict[str, Any] = {name: getattr(config, name) for name in BACKBONE}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**described | {"attn_implementation": "sdpa"})).double().eval()
 
 
 def _run(network: Any, weights: Weights, *inputs: Any, **named: Any) -> Any:

@@ -60,7 +60,7 @@ def test_a_member_is_its_formula(name: str, parallel: bool) -> None:
     expected = member.reference(weights, config, tokens)
     cross_entropy, pushed_down = references.losses(expected, tokens, config.ponder_loss_on, member.fraction)
     (cross_entropy + 0.3 * pushed_down).backward()
-    near = {"rtol": 1e-8, "atol": 1e-8}
+    near: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(output.logits, expected[0], **near)
     torch.testing.assert_close(output.gate_logits, expected[1], **near)
     torch.testing.assert_close(output.ce_loss, cross_entropy, **near)
