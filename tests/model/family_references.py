@@ -34,7 +34,9 @@ BACKBONE = (
 
 def _stock(config: Any) -> Any:
     described: dict[str, Any] = {name: getattr(config, name) for name in BACKBONE}
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**described | {"attn_implementation": "sdpa"})).double().eval()
+    described["attn_implementation"] = "sdpa"
+    stock: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**described))
+    return stock.double().eval()
 
 
 def _run(network: Any, weights: Weights, *inputs: Any, **named: Any) -> Any:
