@@ -16,12 +16,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from pipeline.console import console
 from pipeline.data.rows import RowReader
 from pipeline.errors import UserError
 from pipeline.evaluation.figure import BLUE, DPI, ORANGE, new_figure
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.progress import rows_progress
+from pipeline.evaluation.ranks import several_ranks
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.recipe import Recipe
@@ -134,6 +136,8 @@ class SpeedSuite(Suite):
 def measure_speed(subject: Subject, identity: Identity) -> Speed:
     """Raises `UserError` where validation rows are fewer or shorter than what is to be read and written."""
     began = time.monotonic()
+    if several_ranks():
+        console.print("speed: this is measured on rank 0 alone, the others wait")
     section, model = subject.recipe.evaluate.speed, subject.model
     prompt = min(section.prompt_tokens, subject.manifest.seq_len)
     if prompt + section.new_tokens > model.config.max_position_embeddings:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.evaluation.harness.answering import Answerer, Ranks
+from pipeline.evaluation.harness.answering import answers_of
 from pipeline.evaluation.harness.catalogue import Catalogue, included_content
 from pipeline.evaluation.harness.files import write_results
 from pipeline.evaluation.harness.language_model import language_model_class
@@ -51,14 +51,10 @@ class Tasks(Suite):
         if not any(rounds.values()):
             raise UserError("evaluate.tasks: the tasks fix their number of examples at 0: add 0 to num_fewshot")
         config = subject.model.config
-        # A network that is not saved is on this rank only.
-        ranks = Ranks(
-            Answerer(subject.model, subject.tokenizer), None if subject.network is not None else subject.checkpoint.name
-        )
         tasks: list[TaskFound] = []
         for shots, loaded in rounds.items():
             if loaded:
-                tasks += _judge_round(subject, ranks, catalogue, loaded, shots, output)
+                tasks += _judge_round(subject, catalogue, loaded, shots, output)
         metrics = TaskMetrics(
             identity=identity,
             max_passes=config.max_passes,
@@ -79,7 +75,7 @@ class Tasks(Suite):
 
 
 def _judge_round(
-    subject: Subject, ranks: Ranks, catalogue: Catalogue, loaded: list[Any], shots: int, output: Path
+    subject: Subject, catalogue: Catalogue, loaded: list[Any], shots: int, output: Path
 ) -> list[TaskFound]:
     section, config = subject.recipe.evaluate.tasks, subject.model.config
     facts = {
@@ -92,7 +88,7 @@ def _judge_round(
     with _progress() as progress:
         bar = progress.add_task(f"{shots}-shot", total=None)
         model = language_model_class()(
-            ranks,
+            answers_of(subject),
             subject.tokenizer,
             section.batch_rows,
             config.max_position_embeddings,

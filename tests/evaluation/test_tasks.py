@@ -6,8 +6,6 @@ import dataclasses
 import gzip
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,8 +17,8 @@ from pipeline.evaluation.stage import evaluate_suites
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.tasks import Tasks
 from pipeline.recipe_reader import parse_recipe
-from tests.conftest import Runs
 from tests.evaluation.harness.local_tasks import CHOICES, EXAMPLES, LAMBADA, ROLLING, WRITING, make_tasks
+from tests.evaluation.several_ranks import ranks
 from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
 
 pytest.importorskip("lm_eval")
@@ -142,17 +140,6 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(own_run, mo
     monkeypatch.setattr("pipeline.evaluation.harness.package.version", missing)
     with pytest.raises(UserError, match="needs the package lm_eval.*pip install"):
         evaluate_suites(own_run.recipe, own_run, "latest", ["tasks"])
-
-
-def ranks(run, *arguments, count=2):
-    """Two ranks of the evaluation, as torchrun starts them; the process that ended."""
-    runs = Runs(run.root)
-    recipe = runs.write({**run.recipe.resolved(), "name": run.recipe.name})
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"),
-        *("--module", "pipeline.evaluation.worker", str(recipe), "--runs", str(run.root), *arguments),
-    ]
-    return subprocess.run(command, env=runs.environment(), capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.slow
