@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pipeline.console import console
 from pipeline.data.rows import RowReader
+from pipeline.data_read import DataRead, shards_read
 from pipeline.errors import UserError
 from pipeline.evaluation.figure import BLUE, DPI, ORANGE, new_figure
 from pipeline.evaluation.halting import inference_halting, run_as
@@ -112,6 +113,11 @@ class SpeedSuite(Suite):
             named[f"{what}/time_over_full_depth"] = statistics.median(found.ratios(what))
         return named
 
+    def reads(self, found: Speed, subject: Subject) -> list[DataRead]:
+        key, _ = _longest_set(subject, found.rows)
+        tags = {"adaponder.set": key, "adaponder.rows": str(found.rows)}
+        return [shards_read(subject.folder, subject.manifest, "validation", tags)]
+
     def tables(self, found: Speed) -> list[Table]:
         title = (
             f"speed on {found.device}, {found.rows} rows, {found.prompt_tokens} tokens read and {found.new_tokens} "
@@ -145,7 +151,7 @@ def measure_speed(subject: Subject, identity: Identity) -> Speed:
             f"evaluate.speed: {prompt} tokens read and {section.new_tokens} written are beyond the network's "
             f"{model.config.max_position_embeddings} positions"
         )
-    key, count = max(subject.validation_rows(section.rows).items(), key=lambda item: item[1])
+    key, count = _longest_set(subject, section.rows)
     with RowReader(subject.shards, subject.manifest, key) as reader:
         full_rows = count - (count == reader.rows and reader.padding_tokens > 0)
         if full_rows < section.rows:
@@ -187,6 +193,11 @@ def measure_speed(subject: Subject, identity: Identity) -> Speed:
         seconds=round(time.monotonic() - began, 3),
         device=subject.device_name,
     )
+
+
+def _longest_set(subject: Subject, rows: int) -> tuple[str, int]:
+    """The validation set that has most of so many rows, and how many."""
+    return max(subject.validation_rows(rows).items(), key=lambda item: item[1])
 
 
 class _Run:

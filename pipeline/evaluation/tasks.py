@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.console import console
+from pipeline.data_read import DataRead
 from pipeline.errors import UserError
 from pipeline.evaluation.harness.answering import answers_of
 from pipeline.evaluation.harness.catalogue import Catalogue, included_content
@@ -70,6 +71,22 @@ class Tasks(Suite):
     def named(self, found: TaskMetrics, subject: Subject) -> dict[str, float]:
         return found.flat()
 
+    def reads(self, found: TaskMetrics, subject: Subject) -> list[DataRead]:
+        """Each task's data once, whatever the number of examples before its questions."""
+        reads = {}
+        for of_task in found.tasks:
+            if (documents := of_task.documents) is not None:
+                source = {"path": documents.path, "config_name": documents.name, "split": documents.split}
+                reads[of_task.task, documents.sha256] = DataRead(
+                    name=of_task.task,
+                    digest=documents.sha256,
+                    context="evaluation",
+                    source_type="local" if documents.files else "hugging_face",
+                    source={name: value for name, value in source.items() if value is not None},
+                    profile={"documents": of_task.examples},
+                )
+        return list(reads.values())
+
     def tables(self, found: TaskMetrics) -> list[Table]:
         return [_table(found)]
 
@@ -97,7 +114,7 @@ def _judge_round(
         )
         results, samples = run_round(model, catalogue, loaded, section.batch_rows, section.limit)
     write_results(output, shots, results, samples)
-    return found_in(results, model.depths, shots)
+    return found_in(results, samples, model.depths, shots)
 
 
 def _progress() -> Progress:
