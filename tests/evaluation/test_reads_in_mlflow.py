@@ -55,8 +55,10 @@ def test_the_rows_that_a_suite_read_are_an_input_once(own_run):
     children = {run.data.tags["adaponder.suite"]: run for run in runs if "adaponder.suite" in run.data.tags}
     assert set(children) == set(SUITES) and len(runs) == len(SUITES) + 1
     (training,) = [run for run in runs if "adaponder.suite" not in run.data.tags]
+    assert training.inputs is not None
     of_training = training.inputs.dataset_inputs[0].dataset
     for suite, child in children.items():
+        assert child.inputs is not None
         told([{"dataset": dict(each.dataset)} for each in child.inputs.dataset_inputs], own_run)
         (read,) = child.inputs.dataset_inputs
         assert read.dataset.digest == of_training.digest, "the same data set"

@@ -98,6 +98,7 @@ def test_the_documents_of_each_task_are_an_input_in_mlflow(own_run, judged, tmp_
     client = MlflowClient(tracking_uri(own_run.root))
     runs = [run for one in client.search_experiments() for run in client.search_runs([one.experiment_id])]
     (child,) = [run for run in runs if run.data.tags.get("adaponder.suite") == "tasks"]
+    assert child.inputs is not None
     found = {each.dataset.name: each for each in child.inputs.dataset_inputs}
     assert set(found) == set(NAMES) and len(child.inputs.dataset_inputs) == len(NAMES), "once, whatever the examples"
     for name in NAMES:
@@ -106,7 +107,7 @@ def test_the_documents_of_each_task_are_an_input_in_mlflow(own_run, judged, tmp_
         hashes = [hashlib.sha256(document.encode()).hexdigest() for document in documents]
         assert found[name].dataset.digest == sha256_json(hashes)[:36]
         assert {tag.key: tag.value for tag in found[name].tags} == {"mlflow.data.context": "evaluation"}
-        assert json.loads(found[name].dataset.profile) == {"documents": EXAMPLES[name]}
+        assert json.loads(found[name].dataset.profile or "") == {"documents": EXAMPLES[name]}
         assert json.loads(found[name].dataset.source) == {"path": "json", "split": "test"}
     few = with_tasks(own_run, own_run.recipe.evaluate.tasks.include_path, limit=4, num_fewshot=[0], names=[LAMBADA])
     subject = Subject(few.recipe, few, find_checkpoint(few.checkpoints, "latest"), read_manifest(few.shards))

@@ -85,6 +85,7 @@ def test_inputs_are_logged_once_and_added_to_a_child_that_has_none(folder, check
     for given in ([], reads[:3], reads, reads):
         assert log_evaluation(folder, checkpoint, "validation", {"loss": 2.5}, artifacts, given)
         (child,) = children(folder)
+        assert child.inputs is not None
         found = child.inputs.dataset_inputs
         assert sorted((each.dataset.name, each.dataset.digest) for each in found) == sorted(
             (read.name, read.digest[:36]) for read in given
