@@ -155,7 +155,7 @@ class KubernetesSection(Section):
     runs: AbsolutePath = "/data/runs"
     """The folder of runs inside the pods."""
     cpus: Quantity = "8"
-    """Requested for each pod of the training; evaluation and release get the same."""
+    """Requested for each pod of the training; evaluation and release get the same, whatever evaluation_ranks is."""
     memory: Quantity = "64Gi"
     """Requested, and the most it may take."""
     tokenize_memory: Quantity = "16Gi"
@@ -181,6 +181,9 @@ class ClusterSection(Section):
     """0: the stages run on CPUs, and no GPU is asked for."""
     ranks_per_node: PositiveInt | Literal["gpus"] = "gpus"
     """Processes of the training on each node; gpus: one for each GPU."""
+    evaluation_ranks: PositiveInt = 1
+    """Processes that share the work of an evaluation that `adaponder launch` or `adaponder watch` starts, on one node;
+    each gets a GPU where there are any. They change no result."""
     network_interface: WordOrNone = ""
     """The interface that nodes reach each other by, in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; empty: the libraries
     choose, which fails where a host's own name is 127.0.0.1 or there are several networks."""
@@ -224,6 +227,10 @@ class ClusterSection(Section):
             problems.append("gpus_per_node 0 needs ranks_per_node, the number of processes on each node")
         if self.gpus_per_node and self.ranks > self.gpus_per_node:
             problems.append(f"ranks_per_node {self.ranks} with gpus_per_node {self.gpus_per_node}: a rank needs a GPU")
+        if self.gpus_per_node and self.evaluation_ranks > self.gpus_per_node:
+            problems.append(
+                f"evaluation_ranks {self.evaluation_ranks} with gpus_per_node {self.gpus_per_node}: a rank needs a GPU"
+            )
         if self.container.kind != "none" and self.modules:
             problems.append("container and modules contradict each other: modules of the host are not seen inside")
         if self.slurm.time_limit and seconds_of(self.slurm.time_limit) <= self.signal_seconds:

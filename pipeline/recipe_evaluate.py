@@ -87,10 +87,10 @@ class EvaluateTasksSection(Section):
 
 
 class BaselineSection(Section):
-    """Another checkpoint, evaluated before, that the run's report sets beside its own."""
+    """Another checkpoint, evaluated before, that the run's report and a release's card set beside its own."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
-    """What the report calls it."""
+    """What report and card call it."""
     run: Annotated[str, Field(min_length=1)]
     """The run's name in the folder of all runs, or its folder."""
     checkpoint: Annotated[str, Field(pattern=r"^(latest|best|step-\d{8})$")] = "latest"
@@ -126,7 +126,7 @@ class EvaluateSection(Section):
     """Start of the text that a checkpoint's report shows, and `adaponder run` at its end."""
     sample_tokens: NonNegativeInt = 64
     baselines: list[BaselineSection] = []
-    """What the run's report compares its checkpoints with: `adaponder report`."""
+    """What the run's report (`adaponder report`) and the model card of a release compare with."""
     windows: WindowsSection = WindowsSection()
     depth: DepthSection = DepthSection()
     policies: PoliciesSection = PoliciesSection()

@@ -218,9 +218,8 @@ def _tokenization(launch: Launch, part: str) -> dict[str, Any]:
 
 
 def _single(launch: Launch, stage: str) -> dict[str, Any]:
-    section = launch.cluster.kubernetes
-    resources = _resources(launch, section.cpus, section.memory, min(1, launch.cluster.gpus_per_node))
-    return _job(launch, stage, _stage_command(launch, stage), resources)
+    ranks = launch.cluster.evaluation_ranks if stage == "evaluate" else 1
+    return _job(launch, stage, _stage_command(launch, stage), _resources_of_one_pod(launch, ranks))
 
 
 def evaluation(launch: Launch, name: str, command: list[str]) -> str:
@@ -228,8 +227,7 @@ def evaluation(launch: Launch, name: str, command: list[str]) -> str:
 
     One try: the watcher counts them. The recipe comes from the volume, since each watcher may have another.
     """
-    section = launch.cluster.kubernetes
-    resources = _resources(launch, section.cpus, section.memory, min(1, launch.cluster.gpus_per_node))
+    resources = _resources_of_one_pod(launch, launch.cluster.evaluation_ranks)
     job = _job(launch, name, [_literal(word) for word in command], resources)
     job["spec"]["backoffLimit"] = 0
     pod = job["spec"]["template"]["spec"]
@@ -237,6 +235,11 @@ def evaluation(launch: Launch, name: str, command: list[str]) -> str:
     (container,) = pod["containers"]
     container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "recipe"]
     return _yaml(job, written_by="adaponder watch")
+
+
+def _resources_of_one_pod(launch: Launch, ranks: int) -> dict[str, Any]:
+    section = launch.cluster.kubernetes
+    return _resources(launch, section.cpus, section.memory, min(ranks, launch.cluster.gpus_per_node))
 
 
 def evaluation_name(launch: Launch, name: str) -> str:

@@ -65,9 +65,11 @@ class Launch:
         return self.recipe.data.shards == DataSection().shards
 
     def arguments(self, stage: str, runs: str = "", recipe_file: str = "") -> list[str]:
-        """The command line of a stage without its options, `python -m pipeline ...`."""
+        """The command line of a stage without its options, `python -m pipeline ...`; of several ranks torchrun's."""
+        if stage == "evaluate":
+            return self._judging([*self.run_arguments(runs, recipe_file), "--checkpoint", self.last_checkpoint])
         given = [stage, *self.run_arguments(runs, recipe_file)]
-        if stage in ("evaluate", "release"):
+        if stage == "release":
             given += ["--checkpoint", self.last_checkpoint]
         if stage == "train" and self.cluster.preflight.before_training:
             given.append("--preflight")
@@ -78,10 +80,18 @@ class Launch:
         return [recipe_file or str(self.recipe_file), "--runs", runs or str(self.folder.root)]
 
     def evaluation(self, checkpoint: str, suites: list[str], runs: str, recipe_file: str) -> list[str]:
-        """The command line of one judgement, `python -m pipeline evaluate ...`."""
+        """The command line of one judgement."""
         chosen = [word for suite in suites for word in ("--suite", suite)]
-        given = ["evaluate", recipe_file, "--runs", runs, "--checkpoint", checkpoint, *chosen]
-        return [self.python, "-m", "pipeline", *given]
+        return self._judging([recipe_file, "--runs", runs, "--checkpoint", checkpoint, *chosen])
+
+    def _judging(self, given: list[str]) -> list[str]:
+        """`python -m pipeline evaluate ...`, or its ranks, which take the same arguments."""
+        ranks = self.cluster.evaluation_ranks
+        if ranks == 1:
+            return [self.python, "-m", "pipeline", "evaluate", *given]
+        # The ranks are of one node, and meet there whatever its name stands for.
+        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks)]
+        return [self.python, "-m", "launch.node", *meeting, "--module", "pipeline.evaluation.worker", *given]
 
     def worker(self, runs: str = "", recipe_file: str = "") -> list[str]:
         """The module of a rank and its arguments."""

@@ -222,27 +222,32 @@ def _tokenization(launch: Launch, part: str) -> str:
 
 
 def _single(launch: Launch, stage: str) -> str:
-    return _one_task(launch, stage, launch.arguments(stage), f"Stage {stage} of {launch.last_checkpoint}.")
+    ranks = launch.cluster.evaluation_ranks if stage == "evaluate" else 1
+    return _one_task(launch, stage, launch.arguments(stage), ranks, f"Stage {stage} of {launch.last_checkpoint}.")
 
 
 def evaluation(launch: Launch, name: str, command: list[str]) -> str:
     """The batch script of one evaluation that `adaponder watch` queues as the job `name`."""
-    return _one_task(launch, name, command, "Judges a checkpoint.", written_by="adaponder watch")
+    ranks = launch.cluster.evaluation_ranks
+    return _one_task(launch, name, command, ranks, "Judges a checkpoint.", written_by="adaponder watch")
 
 
-def _one_task(launch: Launch, name: str, command: list[str], purpose: str, written_by: str = "") -> str:
+def _one_task(launch: Launch, name: str, command: list[str], ranks: int, purpose: str, written_by: str = "") -> str:
+    """A job of one command, which starts `ranks` ranks if they are several."""
     cluster = launch.cluster
+    # Sites give a task one core, and each rank needs one.
+    cores = [f"--cpus-per-task={ranks}"] if ranks > 1 else []
     directives = _directives(
         launch,
         name,
-        *("--nodes=1", "--ntasks=1"),
-        *(["--gpus-per-node=1"] if cluster.gpus_per_node else []),
+        *("--nodes=1", "--ntasks=1", *cores),
+        *([f"--gpus-per-node={ranks}"] if cluster.gpus_per_node else []),
         f"--output=slurm-{name}-%j.out",
     )
     lines = [
         *setup(launch),
         *([] if cluster.gpus_per_node else ["export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu"]),
-        *_step(launch, ["--nodes=1", "--ntasks=1"], words(command)),
+        *_step(launch, ["--nodes=1", "--ntasks=1", *cores], words(command)),
         'exit "$code"',
     ]
     return script(launch, purpose, lines, directives, written_by)

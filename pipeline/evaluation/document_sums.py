@@ -7,9 +7,44 @@ with replacement; all policies are judged on the same draws, which makes their d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """Sums of some rows that follow each other, as any process can make them."""
+
+    documents: np.ndarray
+    """int64 [D], those that have a token which counts: 0 is the one that the first row begins in."""
+    tokens: np.ndarray
+    """int64 [D]."""
+    nll: np.ndarray
+    """float64 [names, D], nats."""
+    ended: int
+    """How many documents end in these rows."""
+
+
+def document_part(
+    inputs: torch.Tensor, counted: torch.Tensor, nll: torch.Tensor, end_of_document_id: int
+) -> DocumentPart:
+    """Sum rows. inputs: int64 [B, n]; counted: bool [B, n], tokens that predict; nll: float [names, B, n], nats.
+
+    A prediction counts for the document that its token, the one that is read, stands in.
+    """
+    ends = (inputs == end_of_document_id).cpu().numpy().reshape(-1)
+    document = np.concatenate([[0], np.cumsum(ends)])
+    wanted = counted.cpu().numpy().reshape(-1)
+    numbers, place = np.unique(document[:-1][wanted], return_inverse=True)
+    values = nll.double().cpu().numpy().reshape(len(nll), -1)[:, wanted]
+    return DocumentPart(
+        documents=numbers,
+        tokens=np.bincount(place, minlength=len(numbers)),
+        nll=np.stack([np.bincount(place, weights=row, minlength=len(numbers)) for row in values]),
+        ended=int(document[-1]),
+    )
 
 
 class DocumentSums:
@@ -28,20 +63,15 @@ class DocumentSums:
         self._document += 1
 
     def add(self, inputs: torch.Tensor, counted: torch.Tensor, nll: torch.Tensor) -> None:
-        """Add rows, those that follow the ones before. inputs: int64 [B, n]; counted: bool [B, n], tokens that predict;
-        nll: float [names, B, n], nats.
+        """Add rows, those that follow the ones before; see `document_part`."""
+        self.append(document_part(inputs, counted, nll, self.end_of_document_id))
 
-        A prediction counts for the document that its token, the one that is read, stands in.
-        """
-        ends = (inputs == self.end_of_document_id).cpu().numpy().reshape(-1)
-        document = self._document + np.concatenate([[0], np.cumsum(ends)])
-        self._document = int(document[-1])
-        wanted = counted.cpu().numpy().reshape(-1)
-        numbers, place = np.unique(document[:-1][wanted], return_inverse=True)
-        values = nll.double().cpu().numpy().reshape(len(self.names), -1)[:, wanted]
-        self._documents.append(numbers)
-        self._tokens.append(np.bincount(place, minlength=len(numbers)))
-        self._nll.append(np.stack([np.bincount(place, weights=row, minlength=len(numbers)) for row in values]))
+    def append(self, part: DocumentPart) -> None:
+        """Add the rows that follow the ones before."""
+        self._documents.append(self._document + part.documents)
+        self._document += part.ended
+        self._tokens.append(part.tokens)
+        self._nll.append(part.nll)
 
     def take(self, other: DocumentSums) -> None:
         """Add all documents of another set."""
@@ -53,6 +83,8 @@ class DocumentSums:
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int64 [documents], and nats float64 [names, documents]."""
+        if not self._documents:
+            return np.zeros(0, np.int64), np.zeros((len(self.names), 0))
         _, place = np.unique(np.concatenate(self._documents), return_inverse=True)
         tokens = np.bincount(place, weights=np.concatenate(self._tokens)).astype(np.int64)
         nll = np.concatenate(self._nll, axis=1)

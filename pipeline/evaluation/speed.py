@@ -16,12 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from pipeline.console import console
 from pipeline.data.rows import RowReader
+from pipeline.data_read import DataRead, shards_read
 from pipeline.errors import UserError
 from pipeline.evaluation.figure import BLUE, DPI, ORANGE, new_figure
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.progress import rows_progress
+from pipeline.evaluation.ranks import several_ranks
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.recipe import Recipe
@@ -110,6 +113,11 @@ class SpeedSuite(Suite):
             named[f"{what}/time_over_full_depth"] = statistics.median(found.ratios(what))
         return named
 
+    def reads(self, found: Speed, subject: Subject) -> list[DataRead]:
+        key, _ = _longest_set(subject, found.rows)
+        tags = {"adaponder.set": key, "adaponder.rows": str(found.rows)}
+        return [shards_read(subject.folder, subject.manifest, "validation", tags)]
+
     def tables(self, found: Speed) -> list[Table]:
         title = (
             f"speed on {found.device}, {found.rows} rows, {found.prompt_tokens} tokens read and {found.new_tokens} "
@@ -134,6 +142,8 @@ class SpeedSuite(Suite):
 def measure_speed(subject: Subject, identity: Identity) -> Speed:
     """Raises `UserError` where validation rows are fewer or shorter than what is to be read and written."""
     began = time.monotonic()
+    if several_ranks():
+        console.print("speed: this is measured on rank 0 alone, the others wait")
     section, model = subject.recipe.evaluate.speed, subject.model
     prompt = min(section.prompt_tokens, subject.manifest.seq_len)
     if prompt + section.new_tokens > model.config.max_tokens:
@@ -142,7 +152,7 @@ def measure_speed(subject: Subject, identity: Identity) -> Speed:
             f"evaluate.speed: {prompt} tokens read and {section.new_tokens} written are beyond the network's "
             f"{model.config.max_position_embeddings} positions{pauses}"
         )
-    key, count = max(subject.validation_rows(section.rows).items(), key=lambda item: item[1])
+    key, count = _longest_set(subject, section.rows)
     with RowReader(subject.shards, subject.manifest, key) as reader:
         full_rows = count - (count == reader.rows and reader.padding_tokens > 0)
         if full_rows < section.rows:
@@ -184,6 +194,11 @@ def measure_speed(subject: Subject, identity: Identity) -> Speed:
         seconds=round(time.monotonic() - began, 3),
         device=subject.device_name,
     )
+
+
+def _longest_set(subject: Subject, rows: int) -> tuple[str, int]:
+    """The validation set that has most of so many rows, and how many."""
+    return max(subject.validation_rows(rows).items(), key=lambda item: item[1])
 
 
 class _Run:

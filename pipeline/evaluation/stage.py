@@ -78,6 +78,6 @@ def _evaluate(subject: Subject, suite: Suite, settings: dict[str, Any]) -> Any:
         for table in suite.tables(found):
             console.print(table)
         console.print(f"evaluate: {output}")
-    if log_evaluation(folder, checkpoint, suite.name, suite.named(found, subject), output):
+    if log_evaluation(folder, checkpoint, suite.name, suite.named(found, subject), output, suite.reads(found, subject)):
         note_told(output, identity)
     return found

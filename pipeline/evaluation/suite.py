@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from rich.table import Table
 
+from pipeline.data_read import DataRead, shards_read
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.subject import Subject
 from pipeline.recipe import Recipe
@@ -41,6 +42,13 @@ class Suite(ABC):
     @abstractmethod
     def named(self, found: Any, subject: Subject) -> dict[str, float]:
         """Numbers by name, for MLflow, where `eval/SUITE/` comes before each."""
+
+    def reads(self, found: Any, subject: Subject) -> list[DataRead]:
+        """The data that it was found on, for MLflow: here the first validation rows of each source."""
+        limit = found.identity.settings["rows_per_source"]
+        rows = sum(subject.validation_rows(limit).values())
+        tags = {"adaponder.rows_per_source": str(limit), "adaponder.rows": str(rows)}
+        return [shards_read(subject.folder, subject.manifest, "validation", tags)]
 
     @abstractmethod
     def tables(self, found: Any) -> list[Table]:

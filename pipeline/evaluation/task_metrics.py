@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.durable import sha256_json
 from pipeline.evaluation.harness.catalogue import AVERAGE
 from pipeline.evaluation.harness.depths import TaskDepth
 from pipeline.evaluation.identity import Identity
@@ -20,6 +21,20 @@ ACCURACIES = ("acc", "exact_match")
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class TaskDocuments(_Entry):
+    """The documents that a task asked about."""
+
+    sha256: str
+    """Of their own hashes, in their order."""
+    path: str
+    """The data set's name for the library `datasets`: of the hub, or a kind of file such as json."""
+    name: str | None
+    """Which of the data set's configurations."""
+    split: str | None
+    files: bool
+    """Whether it was made from files that the task names."""
 
 
 class TaskFound(_Entry):
@@ -36,6 +51,8 @@ class TaskFound(_Entry):
     """Passes of a token that was read, contexts included."""
     scored_tokens: int
     read_tokens: int
+    documents: TaskDocuments | None = None
+    """Null in results from before they were noted."""
 
     @property
     def accuracy(self) -> str | None:
@@ -73,7 +90,9 @@ class TaskMetrics(_Entry):
         return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
-def found_in(results: dict[str, Any], depths: dict[str, TaskDepth], shots: int) -> list[TaskFound]:
+def found_in(
+    results: dict[str, Any], samples: dict[str, list[dict[str, Any]]], depths: dict[str, TaskDepth], shots: int
+) -> list[TaskFound]:
     """What a round of the harness found, task by task; groups stand in its own results."""
     found = []
     for task, depth in depths.items():
@@ -92,9 +111,22 @@ def found_in(results: dict[str, Any], depths: dict[str, TaskDepth], shots: int) 
                 mean_depth_read=depth.of_all,
                 scored_tokens=depth.target_tokens,
                 read_tokens=depth.read_tokens,
+                documents=_documents(results["configs"][task], samples[task]),
             )
         )
     return found
+
+
+def _documents(config: dict[str, Any], samples: list[dict[str, Any]]) -> TaskDocuments:
+    """config: the task's own file, as the harness read it. A document has a sample for each of the task's filters."""
+    hashes = {sample["doc_id"]: sample["doc_hash"] for sample in samples}
+    return TaskDocuments(
+        sha256=sha256_json([hashes[number] for number in sorted(hashes)]),
+        path=str(config.get("dataset_path") or config["task"]),
+        name=config.get("dataset_name"),
+        split=config.get("test_split") or config.get("validation_split"),
+        files="data_files" in (config.get("dataset_kwargs") or {}),
+    )
 
 
 def averages(tasks: Iterable[TaskFound]) -> dict[str, dict[str, float]]:

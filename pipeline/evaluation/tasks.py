@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.console import console
+from pipeline.data_read import DataRead
 from pipeline.errors import UserError
-from pipeline.evaluation.harness.answering import Answerer, Ranks
+from pipeline.evaluation.harness.answering import answers_of
 from pipeline.evaluation.harness.catalogue import Catalogue, included_content
 from pipeline.evaluation.harness.files import write_results
 from pipeline.evaluation.harness.language_model import language_model_class
@@ -51,14 +52,10 @@ class Tasks(Suite):
         if not any(rounds.values()):
             raise UserError("evaluate.tasks: the tasks fix their number of examples at 0: add 0 to num_fewshot")
         config = subject.model.config
-        # A network that is not saved is on this rank only.
-        ranks = Ranks(
-            Answerer(subject.model, subject.tokenizer), None if subject.network is not None else subject.checkpoint.name
-        )
         tasks: list[TaskFound] = []
         for shots, loaded in rounds.items():
             if loaded:
-                tasks += _judge_round(subject, ranks, catalogue, loaded, shots, output)
+                tasks += _judge_round(subject, catalogue, loaded, shots, output)
         metrics = TaskMetrics(
             identity=identity,
             max_passes=config.max_passes,
@@ -74,12 +71,28 @@ class Tasks(Suite):
     def named(self, found: TaskMetrics, subject: Subject) -> dict[str, float]:
         return found.flat()
 
+    def reads(self, found: TaskMetrics, subject: Subject) -> list[DataRead]:
+        """Each task's data once, whatever the number of examples before its questions."""
+        reads = {}
+        for of_task in found.tasks:
+            if (documents := of_task.documents) is not None:
+                source = {"path": documents.path, "config_name": documents.name, "split": documents.split}
+                reads[of_task.task, documents.sha256] = DataRead(
+                    name=of_task.task,
+                    digest=documents.sha256,
+                    context="evaluation",
+                    source_type="local" if documents.files else "hugging_face",
+                    source={name: value for name, value in source.items() if value is not None},
+                    profile={"documents": of_task.examples},
+                )
+        return list(reads.values())
+
     def tables(self, found: TaskMetrics) -> list[Table]:
         return [_table(found)]
 
 
 def _judge_round(
-    subject: Subject, ranks: Ranks, catalogue: Catalogue, loaded: list[Any], shots: int, output: Path
+    subject: Subject, catalogue: Catalogue, loaded: list[Any], shots: int, output: Path
 ) -> list[TaskFound]:
     section, config = subject.recipe.evaluate.tasks, subject.model.config
     facts = {
@@ -92,7 +105,7 @@ def _judge_round(
     with _progress() as progress:
         bar = progress.add_task(f"{shots}-shot", total=None)
         model = language_model_class()(
-            ranks,
+            answers_of(subject),
             subject.tokenizer,
             section.batch_rows,
             config.max_tokens,
@@ -101,7 +114,7 @@ def _judge_round(
         )
         results, samples = run_round(model, catalogue, loaded, section.batch_rows, section.limit)
     write_results(output, shots, results, samples)
-    return found_in(results, model.depths, shots)
+    return found_in(results, samples, model.depths, shots)
 
 
 def _progress() -> Progress:

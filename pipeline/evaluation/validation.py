@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from pipeline.data.rows import RowReader
 from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.depth import DepthSums
 from pipeline.evaluation.document_sums import DocumentSums, joined
 from pipeline.evaluation.identity import Identity
-from pipeline.evaluation.measure import measure
+from pipeline.evaluation.measure import LOSS, measure
 from pipeline.evaluation.metrics import Measured, Metrics, bytes_of, measured
 from pipeline.evaluation.plots import write_plots
 from pipeline.evaluation.progress import rows_progress
@@ -23,7 +22,6 @@ from pipeline.evaluation.suite import Suite
 from pipeline.recipe import Recipe
 
 VALIDATION = "validation"
-_LOSS = "loss"
 
 
 class Validation(Suite):
@@ -56,16 +54,12 @@ def validate(subject: Subject, identity: Identity) -> Metrics:
     began = time.monotonic()
     model, section, manifest = subject.model, subject.recipe.evaluate, subject.manifest
     rows = subject.validation_rows(section.rows_per_source)
-    sums: dict[str, DepthSums] = {}
-    end = manifest.tokenizer.end_of_document_id
-    documents = {key: DocumentSums([_LOSS], end) for key in rows}
     with rows_progress("evaluate", sum(rows.values())) as advance:
-        for key, count in rows.items():
-            with RowReader(subject.shards, manifest, key) as reader:
-                sums[key] = measure(model, reader, count, section.batch_rows, advance, documents[key])
+        measured_sets = measure(subject, rows, section.batch_rows, advance)
     sources: dict[str, Measured] = {}
     total, text_bytes = DepthSums(model.config.max_passes), 0.0
-    for key, found in sums.items():
+    told: list[DocumentSums] = []
+    for key, (found, documents) in measured_sets.items():
         split = manifest.splits[key]
         if not found.total_tokens:  # a set of a single token, or none, predicts nothing
             continue
@@ -73,18 +67,18 @@ def validate(subject: Subject, identity: Identity) -> Metrics:
             raise WorldError(f"the loss of {identity.checkpoint} on {key} is not a number: the checkpoint is of no use")
         source = str(split.source)
         of_source = bytes_of(found.total_tokens, split.sources[source])
-        sources[source] = measured(found, rows[key], of_source, documents[key].standard_error(_LOSS))
+        sources[source] = measured(found, rows[key], of_source, documents.standard_error(LOSS))
+        told.append(documents)
         total, text_bytes = total + found, text_bytes + of_source
     if not sources:
         raise UserError(
             f"{subject.folder.shards} holds no validation text to predict: raise tokenize's validation_share"
         )
-    everything = joined([documents[key] for key in rows if sums[key].total_tokens])
     return Metrics(
         identity=identity,
         max_passes=model.config.max_passes,
         halting=model.config.halting,
-        overall=measured(total, sum(rows.values()), text_bytes, everything.standard_error(_LOSS)),
+        overall=measured(total, sum(rows.values()), text_bytes, joined(told).standard_error(LOSS)),
         sources=sources,
         seconds=round(time.monotonic() - began, 3),
         device=subject.device_name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +19,16 @@ from rich.table import Table
 
 from pipeline.data.rows import IGNORED_LABEL, RowReader
 from pipeline.errors import UserError
-from pipeline.evaluation.document_sums import DocumentSums, joined
+from pipeline.evaluation.document_sums import DocumentPart, DocumentSums, document_part, joined
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.identity import Identity
+from pipeline.evaluation.measure import LOSS
 from pipeline.evaluation.perplexity import bits_per_byte, perplexity
 from pipeline.evaluation.progress import rows_progress
+from pipeline.evaluation.ranks import answered
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.suite import Suite
 from pipeline.recipe import Recipe
-
-_LOSS = "loss"
 
 
 class _Entry(BaseModel):
@@ -97,31 +98,40 @@ class WindowSuite(Suite):
         return [table]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class _Sum:
+    """A job: the loss of the new tokens of some windows, by document."""
+
+    key: str
+    inputs: torch.Tensor
+    """int64 [B, window]."""
+    labels: torch.Tensor
+    """int64 [B, window]."""
+    rows: int
+    """Of the set, that are done with these windows: all of them with the last."""
+    end_of_document_id: int
+
+    @torch.inference_mode()
+    def run(self, subject: Subject) -> DocumentPart:
+        model = subject.model
+        with run_as(model, inference_halting(model.config)):
+            output = model(self.inputs.to(model.device), shift_labels=self.labels.to(model.device))
+        # Of overlapping windows only what is new, so that each document's tokens come in order.
+        new = self.labels != IGNORED_LABEL
+        read, nll = self.inputs[new].unsqueeze(0), output.nll[new.to(model.device)].view(1, 1, -1)
+        return document_part(read, torch.ones_like(read, dtype=torch.bool), nll, self.end_of_document_id)
+
+
 def measure_windows(subject: Subject, identity: Identity, overlap: int) -> Windows:
     """Predict every validation token of the first rows of each set once. Raises `UserError` where there are none."""
     began = time.monotonic()
-    section, manifest, model = subject.recipe.evaluate.windows, subject.manifest, subject.model
+    section, manifest = subject.recipe.evaluate.windows, subject.manifest
     rows = subject.validation_rows(section.rows_per_source)
-    window = manifest.seq_len
-    sums: dict[str, DocumentSums] = {}
-    with rows_progress("windows", sum(rows.values())) as advance, run_as(model, inference_halting(model.config)):
-        for key, count in rows.items():
-            sums[key] = DocumentSums([_LOSS], manifest.tokenizer.end_of_document_id)
-            sums[key].begin()
-            with RowReader(subject.shards, manifest, key) as reader:
-                text = reader.read(range(count)).reshape(-1)
-                if count == reader.rows and reader.padding_tokens:
-                    text = text[: -reader.padding_tokens]
-            for inputs, labels in batched(windows_of(text, window, overlap), section.batch_rows):
-                output = model(inputs.to(model.device), shift_labels=labels.to(model.device))
-                for row in range(len(inputs)):
-                    # Of overlapping windows only what is new, so that each document's tokens come in order.
-                    new = labels[row] != IGNORED_LABEL
-                    sums[key].add(
-                        inputs[row][new].unsqueeze(0), new[new].unsqueeze(0), output.nll[row][new].view(1, 1, -1)
-                    )
-            advance(count)
+    sums = {key: DocumentSums([LOSS], manifest.tokenizer.end_of_document_id) for key in rows}
+    with rows_progress("windows", sum(rows.values())) as advance:
+        for job, part in answered(subject, _jobs(subject, rows, overlap)):
+            sums[job.key].append(part)
+            advance(job.rows)
     sources: dict[str, WindowLoss] = {}
     total_bytes = 0.0
     told = {key: found for key, found in sums.items() if found.totals()[0].sum()}
@@ -137,13 +147,29 @@ def measure_windows(subject: Subject, identity: Identity, overlap: int) -> Windo
         sources[source] = _window_loss(found, text_bytes)
     return Windows(
         identity=identity,
-        window=window,
+        window=manifest.seq_len,
         overlap=overlap,
         overall=_window_loss(joined(list(told.values())), total_bytes),
         sources=sources,
         seconds=round(time.monotonic() - began, 3),
         device=subject.device_name,
     )
+
+
+def _jobs(subject: Subject, rows: dict[str, int], overlap: int) -> Iterator[_Sum]:
+    manifest = subject.manifest
+    window, end = manifest.seq_len, manifest.tokenizer.end_of_document_id
+    for key, count in rows.items():
+        with RowReader(subject.shards, manifest, key) as reader:
+            text = reader.read(range(count)).reshape(-1)
+            if count == reader.rows and reader.padding_tokens:
+                text = text[: -reader.padding_tokens]
+        predicted = told = 0
+        for inputs, labels in batched(windows_of(text, window, overlap), subject.recipe.evaluate.windows.batch_rows):
+            predicted += int((labels != IGNORED_LABEL).sum())
+            done = count if predicted == len(text) - 1 else predicted // (window + 1)
+            yield _Sum(key, inputs, labels, done - told, end)
+            told = done
 
 
 def windows_of(text: np.ndarray, window: int, overlap: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -181,11 +207,11 @@ def batched(
 
 
 def _window_loss(found: DocumentSums, text_bytes: float) -> WindowLoss:
-    loss, tokens = found.losses()[_LOSS], int(found.totals()[0].sum())
+    loss, tokens = found.losses()[LOSS], int(found.totals()[0].sum())
     return WindowLoss(
         tokens=tokens,
         loss=loss,
-        standard_error=found.standard_error(_LOSS),
+        standard_error=found.standard_error(LOSS),
         perplexity=perplexity(loss),
         bits_per_byte=bits_per_byte(loss, tokens, text_bytes),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import yaml
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.manifest import Manifest, SplitEntry
-from pipeline.evaluation.metrics import Measured, Metrics
+from pipeline.evaluation.metrics import Metrics
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe import Recipe
 from pipeline.recipe_train import Phase
+from pipeline.release.card_results import results
 from pipeline.release.member import PAPER, method, summary
-from pipeline.release.provenance import without_folders
+from pipeline.release.provenance import BaselineResult, without_folders
 from pipeline.training.phases import describe_schedule
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -34,6 +36,8 @@ class Subject:
     manifest: Manifest
     metrics: Metrics | None
     """The evaluation of this checkpoint, where there was one."""
+    baselines: Sequence[BaselineResult]
+    """What its results stand beside."""
     license: str
     dtype: str
     transformers: str
@@ -56,7 +60,7 @@ def model_card(subject: Subject) -> str:
         "## Training",
         _training(subject),
         "## Evaluation",
-        _evaluation(subject.metrics, subject.dtype, subject.figure),
+        results(subject.metrics, subject.baselines, subject.dtype, subject.figure),
         "## Intended use and limits",
         _limits(subject),
         "## Licence",
@@ -212,30 +216,6 @@ def _ponder(phase: Phase) -> str:
     if not phase.ponder_weight or not phase.ponder_fraction:
         return "none"
     return f"{phase.ponder_weight:g} x the mean of the smallest {phase.ponder_fraction:.0%} of the gates"
-
-
-def _evaluation(metrics: Metrics | None, dtype: str, figure: str | None) -> str:
-    if metrics is None:
-        return "This checkpoint was not evaluated."
-    rounded = "" if dtype == "float32" else f" (weights rounded to {dtype} for release)"
-    lines = [
-        f"On the {metrics.identity.suite} set above ({metrics.overall.rows:,} rows, {metrics.overall.tokens:,} "
-        f"predicted tokens), in fp32 with the training's own weights{rounded}:",
-        "",
-        "| source | tokens | loss (nats a token) | perplexity | bits a byte | mean depth |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    rows: list[tuple[str, Measured]] = [*sorted(metrics.sources.items()), ("all", metrics.overall)]
-    for source, found in rows:
-        numbers = f"{found.loss:.4f} | {found.perplexity:,.2f} | {found.bits_per_byte:.4f} | {found.mean_depth:.3f}"
-        lines.append(f"| {source} | {found.tokens:,} | {numbers} |")
-    lines += ["", "| depth (passes) | share of the tokens | loss (nats a token) |", "| ---: | ---: | ---: |"]
-    for entry in metrics.overall.by_depth:
-        loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
-        lines.append(f"| {entry.depth} | {entry.tokens / metrics.overall.tokens:.1%} | {loss} |")
-    if figure is not None:
-        lines += ["", f"![Share of the validation tokens at each depth]({figure})"]
-    return "\n".join(lines)
 
 
 def _citation(subject: Subject) -> str:

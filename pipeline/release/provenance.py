@@ -42,6 +42,30 @@ class ReleaseIdentity(BaseModel):
     """Null in releases from before the weights came in several files."""
 
 
+class BaselineResult(BaseModel):
+    """What a baseline's evaluation on validation sets found over all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    name: str
+    """As the recipe calls it."""
+    run: str
+    """Name of its run."""
+    step: int
+    recipe_hash: str
+    manifest_hash: str
+    settings: dict[str, Any]
+    """Of the evaluation: others than the release's are on other rows."""
+    metrics_sha256: str
+    """Of the metrics.json that the numbers are from."""
+    tokens: int
+    """Predicted."""
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    mean_depth: float
+
+
 class Provenance(BaseModel):
     """The content of provenance.json."""
 
@@ -60,6 +84,8 @@ class Provenance(BaseModel):
     parameters: int
     metrics: Metrics | None
     """The evaluation of this checkpoint; null where there was none."""
+    baselines: list[BaselineResult] = []
+    """What the card sets beside it."""
     mlflow_run_id: str | None
     trained_with: dict[str, str]
     """Versions at training."""

@@ -26,11 +26,13 @@ from pipeline.evaluation.validation import VALIDATION
 from pipeline.model import AdaPonderForCausalLM
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
+from pipeline.release.baselines import baseline_results
 from pipeline.release.export import export, model_files
 from pipeline.release.hub import HubRepository
 from pipeline.release.mirror import Mirror
 from pipeline.release.model_card import Subject, model_card
 from pipeline.release.provenance import (
+    BaselineResult,
     Provenance,
     ReleaseIdentity,
     command_without_folders,
@@ -66,10 +68,10 @@ def release(
 
     `command` is the command line, for the provenance. A release of the same checkpoint that is whole is left as it is.
     revision: see `pipeline.release.revision`. Then it is published where `url` (fsspec) and `repo` (hub) say.
-    Raises `UserError` for a checkpoint or shards that do not fit or a place that nothing can be published to,
-    `WorldError` when the released files do not load or do not compute what the weights compute that they were made
-    from, a file cannot be read or written, or a place does not take what is published; the release that stood before a
-    refused one is untouched.
+    Raises `UserError` for a checkpoint or shards that do not fit, a baseline that was not evaluated or a place that
+    nothing can be published to, `WorldError` when the released files do not load or do not compute what the weights
+    compute that they were made from, a file cannot be read or written, or a place does not take what is published; the
+    release that stood before a refused one is untouched.
     """
     # Tracking is imported here, not above: `adaponder --help` and the other stages need not load it.
     from pipeline.tracking import log_release, register_release
@@ -88,6 +90,7 @@ def release(
         if revision != MAIN:
             repair(place)
         metrics = _evaluation_of(checkpoint, folder)
+        baselines = baseline_results(recipe, folder) if metrics is not None else []
         identity = ReleaseIdentity(
             step=checkpoint.step,
             save_id=checkpoint.state.save_id,
@@ -97,14 +100,14 @@ def release(
             license=recipe.release.license,
             max_shard_bytes=recipe.release.max_shard_bytes,
         )
-        if _stands(place, identity, metrics):
+        if _stands(place, identity, metrics, baselines):
             console.print(f"release: {checkpoint.name} is released already, nothing to do ({place})")
         else:
             partial = place.with_name(place.name + PARTIAL_SUFFIX)
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
-            _make(partial, folder, checkpoint, manifest, identity, metrics, command)
+            _make(partial, folder, checkpoint, manifest, identity, metrics, baselines, command)
             put_in_place(partial, place)
             console.print(f"release: {place}")
         log_release(folder, place, revision)
@@ -125,6 +128,7 @@ def _make(
     manifest: Manifest,
     identity: ReleaseIdentity,
     metrics: Metrics | None,
+    baselines: list[BaselineResult],
     command: str,
 ) -> None:
     """Fill `partial` with a verified release; provenance.json comes last."""
@@ -152,6 +156,7 @@ def _make(
         parameters=parameters,
         manifest=manifest,
         metrics=metrics,
+        baselines=baselines,
         license=identity.license,
         dtype=identity.dtype,
         transformers=versions["transformers"],
@@ -170,6 +175,7 @@ def _make(
         phase=state.phase,
         parameters=parameters,
         metrics=metrics,
+        baselines=baselines,
         mlflow_run_id=state.mlflow_run_id or _tracked_run(folder),
         trained_with=state.versions,
         released_with=versions,
@@ -213,10 +219,14 @@ def _tracked_run(folder: RunFolder) -> str | None:
     return noted.run_id if noted is not None else None
 
 
-def _stands(release_folder: Path, identity: ReleaseIdentity, metrics: Metrics | None) -> bool:
+def _stands(
+    release_folder: Path, identity: ReleaseIdentity, metrics: Metrics | None, baselines: list[BaselineResult]
+) -> bool:
     """Whether `release_folder` is the release asked for, of today's code, with every file as it was verified."""
     provenance = read_provenance(release_folder)
-    if provenance is None or provenance.identity != identity or provenance.metrics != metrics:
+    if provenance is None or provenance.identity != identity:
+        return False
+    if (provenance.metrics, provenance.baselines) != (metrics, baselines):
         return False
     if wrong_files(release_folder):
         return False

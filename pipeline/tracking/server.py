@@ -32,6 +32,7 @@ NAME_LENGTH = 250
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 DIGEST_LENGTH = 36
+INPUT_TAG_LENGTH = 500
 
 _SERVER_SCHEMES = ("http", "https", "databricks", "databricks-uc", "uc")
 # Up to the last @: a password may hold any sign. Behind :/// comes the path of a file.

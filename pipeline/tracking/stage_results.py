@@ -7,7 +7,7 @@ events.jsonl, and the same command sends it later.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from rich.markup import escape
 
 from pipeline.console import console
 from pipeline.data.manifest import manifest_hash, read_manifest
+from pipeline.data_read import DataRead
 from pipeline.durable import sha256_file, sha256_json
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
+from pipeline.tracking.data_sets import log_missing_inputs
 from pipeline.tracking.failures import failure_of
 from pipeline.tracking.identity import only_writer, read_identity
 from pipeline.tracking.registered_model import NotRegistered, send_model
@@ -51,15 +53,21 @@ def sync(folder: RunFolder) -> bool:
 
 
 def log_evaluation(
-    folder: RunFolder, checkpoint: Checkpoint, suite: str, metrics: dict[str, float], artifacts: Path
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    suite: str,
+    metrics: dict[str, float],
+    artifacts: Path,
+    reads: Sequence[DataRead] = (),
 ) -> bool:
     """Log an evaluation as a child of the training's run; whether MLflow has it now.
 
     Metrics are named eval/SUITE/NAME and stand at the checkpoint's step; the files of the folder `artifacts` become
-    artifacts under SUITE/. The same evaluation is logged once, another one of the same checkpoint as another child.
+    artifacts under SUITE/, `reads` its inputs. The same evaluation is logged once, another one of the same checkpoint
+    as another child.
     """
     return _told_if_away(
-        folder, f"evaluation {suite}", lambda: _log_evaluation(folder, checkpoint, suite, metrics, artifacts)
+        folder, f"evaluation {suite}", lambda: _log_evaluation(folder, checkpoint, suite, metrics, artifacts, reads)
     )
 
 
@@ -121,7 +129,12 @@ def _training_run(folder: RunFolder) -> str | None:
 
 
 def _log_evaluation(
-    folder: RunFolder, checkpoint: Checkpoint, suite: str, metrics: dict[str, float], artifacts: Path
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    suite: str,
+    metrics: dict[str, float],
+    artifacts: Path,
+    reads: Sequence[DataRead],
 ) -> bool:
     from mlflow.entities import Metric
 
@@ -146,6 +159,7 @@ def _log_evaluation(
         if found
         else client.create_run(experiment, run_name=f"{suite}-{checkpoint.name}", tags={**tags, CONTENT_TAG: content})
     )
+    log_missing_inputs(client, child, reads)  # of a child that an older version has finished, too
     if child.info.status == "FINISHED":
         return True
     run_id = child.info.run_id

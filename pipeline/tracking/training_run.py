@@ -13,9 +13,10 @@ import yaml
 
 from pipeline.console import console
 from pipeline.data.manifest import MANIFEST_NAME, manifest_hash, read_manifest
-from pipeline.data.shard_cache import is_url
+from pipeline.data_read import shards_read
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
+from pipeline.tracking.data_sets import log_missing_inputs
 from pipeline.tracking.identity import (
     EndStatus,
     Identity,
@@ -36,7 +37,6 @@ from pipeline.tracking.server import (
     experiment_id,
     flat,
     noted_uri,
-    without_secrets,
 )
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.versions import installed_versions
@@ -189,13 +189,11 @@ class TrainingRun:
             self._client.log_batch(run_id, params=some)
         digest = self._manifest_hash[:DIGEST_LENGTH]
         if all(known.dataset.digest != digest for known in run.inputs.dataset_inputs):
-            self._log_data_set(run_id, digest)
+            self._log_data_set(run)
         for some in batches(stale, PARAMS_PER_BATCH):
             self._client.log_batch(run_id, tags=some)
 
-    def _log_data_set(self, run_id: str, digest: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
+    def _log_data_set(self, run: Any) -> None:
         if not (self._folder.shards / MANIFEST_NAME).is_file():
             self._folder.open_shards()  # the cache of a URL may be gone
         manifest = read_manifest(self._folder.shards)
@@ -203,24 +201,7 @@ class TrainingRun:
             told = f"{self._folder.shards} holds other shards by now: MLflow gets no description of the training's"
             self._say("tracking_shards_changed", told)
             return
-        splits = {
-            name: {"rows": split.rows, "tokens": split.tokens, "documents": split.documents}
-            for name, split in manifest.splits.items()
-        }
-        shards = self._folder.recipe.data.shards
-        uri = without_secrets(shards) if is_url(shards) else self._folder.shards.resolve().as_uri()
-        dataset = Dataset(
-            name=self._folder.shards.resolve().name if self._shards_are_shared() else self._folder.recipe.name,
-            digest=digest,
-            source_type="local",
-            source=json.dumps({"uri": uri}),
-            profile=json.dumps({"seq_len": manifest.seq_len, "splits": splits}),
-        )
-        context = InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(run_id, [DatasetInput(dataset, [context])])
-
-    def _shards_are_shared(self) -> bool:
-        return not self._folder.shards.resolve().is_relative_to(self._folder.path.resolve())
+        log_missing_inputs(self._client, run, [shards_read(self._folder, manifest, "training")])
 
     def _send(self, lines: list[MetricsLine]) -> None:
         if not lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Protocol
 from pipeline.training.stopping import EXIT_REQUEUE
 
 _TAIL_BYTES = 1 << 16
-_OURS = "adaponder: "
+_OURS = re.compile(r"(?:adaponder|rank \d+ on \S+): ")
+"""How a command's own line begins, or that of the ranks which did its work."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def last_error(log: Path) -> str | None:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return None
-    return _last([line.removeprefix(_OURS) for line in lines if line.startswith(_OURS)]) or _last(lines)
+    return _last([line.removeprefix("adaponder: ") for line in lines if _OURS.match(line)]) or _last(lines)
 
 
 def _last(lines: Sequence[str]) -> str | None:

@@ -14,15 +14,19 @@ from pipeline.data.rows import RowReader
 from pipeline.evaluation.depth import DepthSums
 from pipeline.evaluation.halting import inference_halting, run_as
 from pipeline.evaluation.measure import measure
+from pipeline.evaluation.subject import Subject
 from pipeline.model import AdaPonderForCausalLM
 from tests.model.tiny_adaponder import halting_config
 
 
 @pytest.fixture(scope="module")
-def reader(run):
-    manifest = read_manifest(run.shards)
-    key = next(key for key, split in manifest.splits.items() if split.split == "validation")
-    with RowReader(run.shards, manifest, key) as opened:
+def key(run):
+    return next(key for key, split in read_manifest(run.shards).splits.items() if split.split == "validation")
+
+
+@pytest.fixture(scope="module")
+def reader(run, key):
+    with RowReader(run.shards, read_manifest(run.shards), key) as opened:
         yield opened
 
 
@@ -49,7 +53,7 @@ def by_hand(model: Any, reader: RowReader, rows: int) -> DepthSums:
         ({"mixture_top_k": 3}, "skip"),
     ],
 )
-def test_the_numbers_are_the_plain_paths(model, reader, fields, used):
+def test_the_numbers_are_the_plain_paths(run, checkpoint, key, model, reader, fields, used):
     config = copy.deepcopy(model.config)
     for name, value in fields.items():
         setattr(config, name, value)
@@ -58,7 +62,9 @@ def test_the_numbers_are_the_plain_paths(model, reader, fields, used):
     network.eval()
     seen = set()
     network.register_forward_pre_hook(lambda *_: seen.add(network.config.halting))
-    found = measure(network, reader, 6, batch_rows=4)
+    subject = Subject(run.recipe, run, checkpoint, read_manifest(run.shards), network)
+    found, documents = measure(subject, {key: 6}, batch_rows=4)[key]
+    assert documents.totals()[0].sum() == found.total_tokens
     assert seen == {used}
     assert network.config.halting == config.halting != "skip", "the network is as it was"
     expected = by_hand(network, reader, 6)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import math
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from pipeline.checkpoint import find_checkpoint
 from pipeline.data.manifest import read_manifest
+from pipeline.durable import sha256_json
 from pipeline.errors import UserError, WorldError
 from pipeline.evaluation.stage import evaluate_suites
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.tasks import Tasks
 from pipeline.recipe_reader import parse_recipe
-from tests.conftest import Runs
+from pipeline.tracking import tracking_uri
 from tests.evaluation.harness.local_tasks import CHOICES, EXAMPLES, LAMBADA, ROLLING, WRITING, make_tasks
+from tests.evaluation.several_ranks import ranks
 from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
 
 pytest.importorskip("lm_eval")
@@ -90,6 +93,30 @@ def test_the_harness_own_files_tell_the_same(judged):
     assert (output / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_documents_of_each_task_are_an_input_in_mlflow(own_run, judged, tmp_path):
+    evaluate_suites(own_run.recipe, own_run, "latest", ["tasks"])
+    client = MlflowClient(tracking_uri(own_run.root))
+    runs = [run for one in client.search_experiments() for run in client.search_runs([one.experiment_id])]
+    (child,) = [run for run in runs if run.data.tags.get("adaponder.suite") == "tasks"]
+    assert child.inputs is not None
+    found = {each.dataset.name: each for each in child.inputs.dataset_inputs}
+    assert set(found) == set(NAMES) and len(child.inputs.dataset_inputs) == len(NAMES), "once, whatever the examples"
+    for name in NAMES:
+        lines = (Path(own_run.recipe.evaluate.tasks.include_path) / f"{name}.jsonl").read_text().splitlines()
+        documents = [json.dumps(json.loads(line), indent=2, ensure_ascii=False) for line in lines]
+        hashes = [hashlib.sha256(document.encode()).hexdigest() for document in documents]
+        assert found[name].dataset.digest == sha256_json(hashes)[:36]
+        assert {tag.key: tag.value for tag in found[name].tags} == {"mlflow.data.context": "evaluation"}
+        assert json.loads(found[name].dataset.profile or "") == {"documents": EXAMPLES[name]}
+        assert json.loads(found[name].dataset.source) == {"path": "json", "split": "test"}
+    few = with_tasks(own_run, own_run.recipe.evaluate.tasks.include_path, limit=4, num_fewshot=[0], names=[LAMBADA])
+    subject = Subject(few.recipe, few, find_checkpoint(few.checkpoints, "latest"), read_manifest(few.shards))
+    tmp_path.joinpath("few").mkdir()
+    limited = Tasks().judge(subject, judged[0].identity, tmp_path / "few")
+    (read,) = Tasks().reads(limited, subject)
+    assert read.digest[:36] != found[LAMBADA].dataset.digest, "of the documents that were read"
+
+
 def test_a_judgement_that_stands_is_not_made_again_until_its_tasks_change(own_run, judged, tmp_path, capsys):
     _, output = judged
     before = (output / "metrics.json").read_bytes()
@@ -142,17 +169,6 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(own_run, mo
     monkeypatch.setattr("pipeline.evaluation.harness.package.version", missing)
     with pytest.raises(UserError, match="needs the package lm_eval.*pip install"):
         evaluate_suites(own_run.recipe, own_run, "latest", ["tasks"])
-
-
-def ranks(run, *arguments, count=2):
-    """Two ranks of the evaluation, as torchrun starts them; the process that ended."""
-    runs = Runs(run.root)
-    recipe = runs.write({**run.recipe.resolved(), "name": run.recipe.name})
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"),
-        *("--module", "pipeline.evaluation.worker", str(recipe), "--runs", str(run.root), *arguments),
-    ]
-    return subprocess.run(command, env=runs.environment(), capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.slow

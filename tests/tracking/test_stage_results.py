@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from pipeline.checkpoint import STATE_FILE, Checkpoint, TrainerState
 from pipeline.checkpoint_marker import Marker
 from pipeline.data.manifest import manifest_hash, read_manifest, write_manifest
+from pipeline.data_read import DataRead
 from pipeline.durable import write_text
 from pipeline.tracking import log_evaluation, sync, tracking_uri
 
@@ -75,6 +76,22 @@ def test_numbers_arrive_once_though_the_artifacts_are_refused_at_first(folder, c
     assert child.data.tags["adaponder.save_id"] == "5" * 32
     logged = MlflowClient(tracking_uri(folder.root)).list_artifacts(child.info.run_id, "validation")
     assert [item.path for item in logged] == ["validation/metrics.json"]
+
+
+def test_inputs_are_logged_once_and_added_to_a_child_that_has_none(folder, checkpoint, artifacts):
+    """As those of an older version, or of one that was cut short."""
+    source = {"uri": "https://ada:s3cret@host/data?sig=s3cret"}
+    reads = [DataRead(f"task {number}", str(number) * 64, "evaluation", "local", source) for number in range(120)]
+    for given in ([], reads[:3], reads, reads):
+        assert log_evaluation(folder, checkpoint, "validation", {"loss": 2.5}, artifacts, given)
+        (child,) = children(folder)
+        assert child.inputs is not None
+        found = child.inputs.dataset_inputs
+        assert sorted((each.dataset.name, each.dataset.digest) for each in found) == sorted(
+            (read.name, read.digest[:36]) for read in given
+        )
+    assert {each.dataset.source for each in found} == {json.dumps({"uri": "https://***@host/data?***"})}
+    assert [(tag.key, tag.value) for tag in found[0].tags] == [("mlflow.data.context", "evaluation")]
 
 
 def test_another_evaluation_of_the_same_checkpoint_is_another_child(folder, checkpoint, artifacts):

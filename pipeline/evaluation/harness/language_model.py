@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.harness.answering import Ranks
+from pipeline.evaluation.harness.answering import Answers
 from pipeline.evaluation.harness.depths import TaskDepth
 from pipeline.evaluation.harness.jobs import Row, RowScore, ScoreBatch, WriteBatch, Written
 
@@ -31,7 +31,7 @@ def language_model_class() -> type:
 
         def __init__(
             self,
-            ranks: Ranks,
+            answers: Answers,
             tokenizer: Any,
             batch_rows: int,
             max_length: int,
@@ -45,7 +45,7 @@ def language_model_class() -> type:
             self.max_length = max_length
             self.depths: dict[str, TaskDepth] = {}
             """Of each task, since this was last emptied."""
-            self._ranks = ranks
+            self._answers = answers
             self._batch_rows = batch_rows
             self._facts = facts or {}
             self._post_texts = post_texts
@@ -182,15 +182,13 @@ def language_model_class() -> type:
             return tokens[-(self.max_length - new_tokens) :]
 
         def _answer(self, batches: list[Any], sizes: list[int]) -> list[Any]:
-            answered = texts = 0
-
-            def count(more: int) -> None:
-                nonlocal answered, texts
-                texts += sum(sizes[answered : answered + more])
-                answered += more
+            """sizes: how many texts each batch has."""
+            found, texts = [], 0
+            for answers, size in zip(self._answers(batches), sizes, strict=True):
+                found.append(answers)
+                texts += size
                 self._post_texts(texts, sum(sizes))
-
-            return self._ranks.answer(batches, count)
+            return found
 
         def _note_written(self, name: str, context_tokens: int, text: Written) -> None:
             new = len(text.tokens)

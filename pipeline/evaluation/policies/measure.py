@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.data.rows import IGNORED_LABEL
-from pipeline.evaluation.document_sums import DocumentSums
-from pipeline.evaluation.halting import inference_halting, run_as
+from pipeline.evaluation.document_sums import DocumentPart, DocumentSums, document_part
+from pipeline.evaluation.halting import run_as
 from pipeline.evaluation.policies.imposed import RowCounts, depths_by_shares
 from pipeline.evaluation.policies.keep_shares import keep_shares
+from pipeline.evaluation.ranks import answered
+from pipeline.evaluation.row_batches import RowBatch, row_batches
+from pipeline.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     from pipeline.model import AdaPonderForCausalLM
 
 LEARNED = "learned"
-
-Rows = tuple[torch.Tensor, torch.Tensor]
-"""Inputs and shift labels, int64 [B, n] each."""
 
 
 @dataclass(frozen=True)
@@ -57,56 +57,92 @@ class Spent:
         return float((torch.arange(1, len(counts) + 1) * counts).sum()) / self.tokens
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class _Said:
+    """What the network does on a batch at every point."""
+
+    sums: DocumentPart
+    by_depth: list[torch.Tensor]
+    """int64 [K] of each point."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A job: a batch at every point."""
+
+    batch: RowBatch
+    points: list[Point]
+    counts: list[list[list[int]] | None]
+    """Of each point with fixed shares, how many tokens of each row are active in pass 2, ..., K."""
+    end_of_document_id: int
+
+    @torch.inference_mode()
+    def run(self, subject: Subject) -> _Said:
+        model = subject.model
+        own, max_passes = model.config.halt_threshold, model.config.max_passes
+        inputs, shift_labels = self.batch.inputs.to(model.device), self.batch.shift_labels.to(model.device)
+        counted = shift_labels != IGNORED_LABEL
+        losses, by_depth = [], []
+        try:
+            # A checkpoint of a phase without halting has gates, too.
+            with run_as(model, "skip"):
+                for point, counts in zip(self.points, self.counts, strict=True):
+                    model.config.halt_threshold = own if point.threshold is None else point.threshold
+                    imposed = _imposed(model, point, inputs, counted, counts)
+                    output = model(inputs, shift_labels=shift_labels, imposed_depths=imposed)
+                    losses.append(output.nll)
+                    by_depth.append(torch.bincount(output.depths[counted].cpu(), minlength=max_passes + 1)[1:])
+        finally:
+            model.config.halt_threshold = own
+        return _Said(document_part(inputs, counted, torch.stack(losses), self.end_of_document_id), by_depth)
+
+
 def measure_points(
-    model: AdaPonderForCausalLM,
+    subject: Subject,
     points: list[Point],
-    sets: Iterable[Iterable[Rows]],
-    end_of_document_id: int,
+    rows: dict[str, int],
+    batch_rows: int,
     post_batch: Callable[[int], None] = lambda rows: None,
 ) -> tuple[DocumentSums, Spent]:
-    """Run every point over the sets' rows, in evaluation mode on the model's device.
+    """Run every point over the first rows of each validation set, on a network whose halted tokens can be skipped.
 
     Fixed policies take the counts of tokens that follow their shares over all rows, whatever the size of a batch.
     """
-    max_passes = model.config.max_passes
-    sums, spent = DocumentSums([point.name for point in points], end_of_document_id), Spent()
-    counts = {
-        point.name: RowCounts(keep_shares(point.policy, point.mean_depth, max_passes))
-        for point in points
-        if point.mean_depth is not None
-    }
-    own = model.config.halt_threshold
-    halting = inference_halting(model.config)
-    try:
-        for rows in sets:
+    end = subject.manifest.tokenizer.end_of_document_id
+    sums, spent = DocumentSums([point.name for point in points], end), Spent()
+    key: str | None = None
+    for job, said in answered(subject, _jobs(subject, points, row_batches(subject, rows, batch_rows), end)):
+        if job.batch.key != key:
+            key = job.batch.key
             sums.begin()
-            for inputs, shift_labels in rows:
-                inputs, shift_labels = inputs.to(model.device), shift_labels.to(model.device)
-                counted = shift_labels != IGNORED_LABEL
-                spent.tokens += int(counted.sum())
-                losses = []
-                for point in points:
-                    with run_as(model, halting):
-                        model.config.halt_threshold = own if point.threshold is None else point.threshold
-                        imposed = _imposed(model, point, inputs, counted, counts.get(point.name))
-                        output = model(inputs, shift_labels=shift_labels, imposed_depths=imposed)
-                    losses.append(output.nll)
-                    found = torch.bincount(output.depths[counted].cpu(), minlength=max_passes + 1)[1:]
-                    spent.by_depth[point.name] = spent.by_depth.get(point.name, torch.zeros_like(found)) + found
-                sums.add(inputs, counted, torch.stack(losses))
-                post_batch(len(inputs))
-    finally:
-        model.config.halt_threshold = own
+        sums.append(said.sums)
+        spent.tokens += int((job.batch.shift_labels != IGNORED_LABEL).sum())
+        for point, found in zip(points, said.by_depth, strict=True):
+            spent.by_depth[point.name] = spent.by_depth.get(point.name, torch.zeros_like(found)) + found
+        post_batch(len(job.batch))
     return sums, spent
 
 
+def _jobs(subject: Subject, points: list[Point], batches: Iterable[RowBatch], end: int) -> Iterator[_Run]:
+    max_passes = subject.model.config.max_passes
+    shared = [
+        None if point.mean_depth is None else RowCounts(keep_shares(point.policy, point.mean_depth, max_passes))
+        for point in points
+    ]
+    for batch in batches:
+        tokens = (batch.shift_labels != IGNORED_LABEL).sum(dim=1).tolist()
+        counts = [None if each is None else [each.next(of_row) for of_row in tokens] for each in shared]
+        yield _Run(batch, points, counts, end)
+
+
 def _imposed(
-    model: AdaPonderForCausalLM, point: Point, inputs: torch.Tensor, counted: torch.Tensor, counts: RowCounts | None
+    model: AdaPonderForCausalLM,
+    point: Point,
+    inputs: torch.Tensor,
+    counted: torch.Tensor,
+    counts: list[list[int]] | None,
 ) -> torch.Tensor | None:
     """Depths of the tokens; None where the gates decide."""
     if point.depth is not None:
         return torch.full_like(inputs, point.depth)
-    if counts is None:
-        return None
-    return depths_by_shares(model, inputs, counted, [counts.next(int(tokens)) for tokens in counted.sum(dim=1)])
+    return None if counts is None else depths_by_shares(model, inputs, counted, counts)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from pipeline.data.rows import RowReader
 from pipeline.errors import UserError
 from pipeline.evaluation.document_sums import interval
 from pipeline.evaluation.identity import Identity
 from pipeline.evaluation.policies.found import Policies, PolicyPoint
 from pipeline.evaluation.policies.keep_shares import policy_names
-from pipeline.evaluation.policies.measure import LEARNED, Point, Rows, measure_points
+from pipeline.evaluation.policies.measure import LEARNED, Point, measure_points
 from pipeline.evaluation.policies.plot import write_plot, write_table
 from pipeline.evaluation.progress import rows_progress
 from pipeline.evaluation.subject import Subject
@@ -88,23 +85,13 @@ def compare_policies(subject: Subject, identity: Identity) -> Policies:
     halts_before = config.halting
     config.halting = "skip"  # a checkpoint of a phase without halting has gates, too
     try:
-        with ExitStack() as readers:
-            open_readers = {
-                key: readers.enter_context(RowReader(subject.shards, subject.manifest, key)) for key in rows
-            }
-
-            def sets() -> Iterator[Iterator[Rows]]:
-                for key, count in rows.items():
-                    yield _batches(open_readers[key], count, section.batch_rows)
-
-            end = subject.manifest.tokenizer.end_of_document_id
-            own, total = Point(LEARNED), sum(rows.values())
-            with rows_progress("policies: the learned one", total) as advance:
-                _, spent = measure_points(model, [own], sets(), end, advance)
-            mean_depth = spent.mean_depth(own.name)
-            points, equal = _points(section, mean_depth, config.max_passes)
-            with rows_progress(f"policies: {len(points)} points", total) as advance:
-                sums, spent = measure_points(model, points, sets(), end, advance)
+        own, total = Point(LEARNED), sum(rows.values())
+        with rows_progress("policies: the learned one", total) as advance:
+            _, spent = measure_points(subject, [own], rows, section.batch_rows, advance)
+        mean_depth = spent.mean_depth(own.name)
+        points, equal = _points(section, mean_depth, config.max_passes)
+        with rows_progress(f"policies: {len(points)} points", total) as advance:
+            sums, spent = measure_points(subject, points, rows, section.batch_rows, advance)
     finally:
         config.halting = halts_before
     draws = sums.bootstrap(section.draws, subject.recipe.seed)
@@ -152,8 +139,3 @@ def _points(section: Any, mean_depth: float, max_passes: int) -> tuple[list[Poin
     curve += [Point(policy, mean_depth=depth) for policy in policies for depth in depths]
     curve += [Point(TRUNCATED, depth=depth) for depth in range(1, max_passes + 1)]
     return [*equal, *(point for point in curve if point not in equal)], equal
-
-
-def _batches(reader: RowReader, rows: int, batch_rows: int) -> Iterator[Rows]:
-    for first in range(0, rows, batch_rows):
-        yield reader.batch(range(first, min(first + batch_rows, rows)))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.data.rows import IGNORED_LABEL, RowReader
+from pipeline.data.rows import IGNORED_LABEL
 from pipeline.evaluation.halting import inference_halting, run_as
+from pipeline.evaluation.ranks import answered
+from pipeline.evaluation.row_batches import RowBatch, row_batches
 from pipeline.evaluation.subject import Subject
 
 
@@ -40,41 +42,46 @@ class Tokens:
         return len(self.ids)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class _Look:
+    """A job: what the network does on each token of a batch that is not padding, in the order of rows."""
+
+    batch: RowBatch
+
+    @torch.inference_mode()
+    def run(self, subject: Subject) -> dict[str, np.ndarray]:
+        model, labels = subject.model, self.batch.shift_labels
+        with run_as(model, inference_halting(model.config)):
+            output = model(self.batch.inputs.to(model.device), shift_labels=labels.to(model.device))
+        depths = output.depths.cpu()
+        passed = torch.arange(output.gates.shape[-1]) < depths.unsqueeze(-1)
+        gates = output.gates.float().cpu().masked_fill(~passed, torch.nan)
+        found = {"depths": depths, "gates": gates, "nll": output.nll.float().cpu()}
+        return {name: values[labels != IGNORED_LABEL].numpy() for name, values in found.items()}
+
+
 def look_at_tokens(
     subject: Subject, rows: dict[str, int], batch_rows: int, post_batch: Callable[[int], None] = lambda rows: None
 ) -> Tokens:
     """Run the network over the first `rows` rows of each validation set; padding is left out."""
-    model = subject.model
+    keys = list(rows)
     parts: dict[str, list[np.ndarray]] = {}
-    names: list[str] = []
     row = 0
-    with run_as(model, inference_halting(model.config)):
-        for key, count in rows.items():
-            names.append(str(subject.manifest.splits[key].source))
-            with RowReader(subject.shards, subject.manifest, key) as reader:
-                for first in range(0, count, batch_rows):
-                    inputs, labels = reader.batch(range(first, min(first + batch_rows, count)))
-                    output = model(inputs.to(model.device), shift_labels=labels.to(model.device))
-                    wanted = labels != IGNORED_LABEL
-                    places = torch.arange(inputs.shape[1]).expand_as(inputs)
-                    numbers = torch.arange(row, row + len(inputs)).unsqueeze(1).expand_as(inputs)
-                    depths = output.depths.cpu()
-                    passed = torch.arange(output.gates.shape[-1]) < depths.unsqueeze(-1)
-                    gates = output.gates.float().cpu().masked_fill(~passed, torch.nan)
-                    found = {
-                        "ids": inputs,
-                        "next_ids": labels,
-                        "sources": torch.full_like(inputs, len(names) - 1),
-                        "rows": numbers,
-                        "positions": places,
-                        "depths": depths,
-                        "gates": gates,
-                        "nll": output.nll.float().cpu(),
-                    }
-                    for name, values in found.items():
-                        parts.setdefault(name, []).append(values[wanted].numpy())
-                    row += len(inputs)
-                    post_batch(len(inputs))
+    for job, said in answered(subject, map(_Look, row_batches(subject, rows, batch_rows))):
+        batch = job.batch
+        inputs, labels = batch.inputs, batch.shift_labels
+        read = {
+            "ids": inputs,
+            "next_ids": labels,
+            "sources": torch.full_like(inputs, keys.index(batch.key)),
+            "rows": torch.arange(row, row + len(batch)).unsqueeze(1).expand_as(inputs),
+            "positions": torch.arange(inputs.shape[1]).expand_as(inputs),
+        }
+        wanted = labels != IGNORED_LABEL
+        for name, values in [*((name, values[wanted].numpy()) for name, values in read.items()), *said.items()]:
+            parts.setdefault(name, []).append(values)
+        row += len(batch)
+        post_batch(len(batch))
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    return Tokens(**arrays, source_names=names, max_passes=model.config.max_passes)
+    names = [str(subject.manifest.splits[key].source) for key in keys]
+    return Tokens(**arrays, source_names=names, max_passes=subject.model.config.max_passes)

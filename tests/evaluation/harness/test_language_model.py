@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline.errors import UserError
-from pipeline.evaluation.harness.answering import Answerer, Ranks
+from pipeline.evaluation.harness.answering import answer
 from pipeline.evaluation.harness.catalogue import Catalogue
 from pipeline.evaluation.harness.language_model import language_model_class
 from pipeline.evaluation.harness.rounds import run_round
@@ -28,8 +28,10 @@ def tokenizer(run):
 
 
 def ours(model: AdaPonderForCausalLM, tokenizer: Any, halting: str | None = None, batch_rows: int = 4) -> Any:
-    ranks = Ranks(Answerer(model, tokenizer, halting), None)
-    return language_model_class()(ranks, tokenizer, batch_rows, model.config.max_position_embeddings)
+    def answers(batches: Any) -> Any:
+        return (answer(model, tokenizer, batch, halting) for batch in batches)
+
+    return language_model_class()(answers, tokenizer, batch_rows, model.config.max_position_embeddings)
 
 
 def judged(model: Any, tasks: Any, names: list[str], shots: int = 0) -> tuple[dict, dict]:

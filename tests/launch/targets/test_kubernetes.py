@@ -57,6 +57,23 @@ def test_manifests_fit_the_published_schemas(kind, section):
     kubernetes_validate.validate(judging, "1.31", strict=True)
 
 
+@pytest.mark.parametrize(("gpus", "asked"), [(8, "4"), (0, None)])
+def test_an_evaluation_of_several_ranks_gets_a_gpu_for_each(gpus, asked):
+    launch = launch_of("kubernetes", Path("/runs"), gpus_per_node=gpus, evaluation_ranks=4)
+    command = launch.evaluation("step-00000020", ["validation"], "/data/runs", "/data/runs/tiny/recipe.yaml")
+    judging = yaml.safe_load(evaluation(launch, "eval-00000020-1", command))
+    [stage] = list(yaml.safe_load_all(files_of(launch)["evaluate.yaml"]))
+    for job in (judging, stage):
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        assert container["command"][1:3] == ["-m", "launch.node"]
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == asked
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(UserError, match="evaluation_ranks 4 with gpus_per_node 2"):
+        launch_of("kubernetes", Path("/runs"), gpus_per_node=2, evaluation_ranks=4)
+
+
 def test_secrets_are_named_and_never_written(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-secret-value")
     launch = launch_of("kubernetes", Path("/runs"), kubernetes=EVERYTHING)

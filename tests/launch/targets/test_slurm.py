@@ -132,6 +132,11 @@ def test_what_slurm_is_asked_for():
     assert "#SBATCH --gpus-per-node=8" in gpus["train.sbatch"] and "--nproc-per-node 8" in gpus["train-node.sh"]
     assert "#SBATCH --gpus-per-node=1" in gpus["evaluate.sbatch"]
     assert "gpus" not in gpus["tokenize.sbatch"]
+    several = files_of(launch_of("slurm", Path("/runs"), gpus_per_node=8, ranks_per_node="gpus", evaluation_ranks=4))
+    asked = several["evaluate.sbatch"]
+    assert "#SBATCH --gpus-per-node=4" in asked and asked.count("--cpus-per-task=4") == 2
+    assert "-m launch.node --standalone --local-addr 127.0.0.1 --nproc-per-node 4 --module" in asked
+    assert several["release.sbatch"] == gpus["release.sbatch"]
     cpus = files_of(launch_of("slurm", Path("/runs"), ranks_per_node=2))
     assert all("gpus-per-node" not in text for text in cpus.values())
     assert "--nnodes 2 --nproc-per-node 2" in cpus["train-node.sh"]
