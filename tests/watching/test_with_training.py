@@ -14,9 +14,12 @@ import psutil
 import pytest
 
 from pipeline.errors import UserError, WorldError
+from pipeline.recipe_reader import parse_recipe
+from pipeline.run_folder import RunFolder
 from pipeline.watching import beside
 from pipeline.watching.beside import WatcherBeside
 from pipeline.watching.start import keep_recipe
+from pipeline.watching.with_training import train_watched
 from tests.conftest import tiny_recipe
 from tests.evaluation.tiny_run import write_checkpoint
 from tests.watching.watchers import environment, finish, judged, start, watchers_beside, written_recipe
@@ -50,6 +53,17 @@ def quick(monkeypatch):
     monkeypatch.setattr(beside, "_FIRST_PAUSE_SECONDS", 0.1)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
+
+
+def test_what_no_watcher_could_do_here_is_refused_before_anything_starts(run, tmp_path, monkeypatch):
+    content = run.recipe.resolved()
+    content["evaluate"]["jobs"]["where"] = "slurm"
+    recipe = parse_recipe(content, "test")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(UserError, match="sbatch is not on PATH here"):
+        train_watched(recipe, RunFolder(run.root, recipe))
+    assert sorted(run.path.rglob("*")) == before
 
 
 def test_what_was_given_up_decides_the_exit_code_of_a_training_that_went_well(run, model):
