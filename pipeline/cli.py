@@ -72,6 +72,12 @@ ResumeOption = Annotated[
         "there is one.",
     ),
 ]
+WatchOption = Annotated[
+    bool,
+    typer.Option(
+        "--watch", help="Beside the training, judge every checkpoint as it appears, as `adaponder watch` does."
+    ),
+]
 
 
 def _open(recipe: str, overrides: list[str] | None, runs: Path | None) -> tuple[Recipe, RunFolder]:
@@ -131,6 +137,7 @@ def train(
     overrides: SetOption = None,
     runs: RunsOption = None,
     resume: ResumeOption = Resume.auto,
+    watched: WatchOption = False,
     check: Annotated[
         bool, typer.Option("--preflight", help="Check this machine first, as `adaponder preflight` does.")
     ] = False,
@@ -141,8 +148,13 @@ def train(
         check_with_ranks(read, folder, tokenized=True)
     with heavy_imports():
         from pipeline.training.stage import train as stage
-
-    stage(read, folder, resume.value)
+        from pipeline.watching.with_training import train_watched
+    if not watched:
+        stage(read, folder, resume.value)
+        return
+    _, unjudged = train_watched(read, folder, resume.value)
+    if unjudged is not None:
+        raise unjudged
 
 
 @app.command()
@@ -220,13 +232,14 @@ def run(
     overrides: SetOption = None,
     runs: RunsOption = None,
     resume: ResumeOption = Resume.auto,
+    watched: WatchOption = False,
 ) -> None:
     """All stages on this machine; finished ones are skipped."""
     read, folder = _open(recipe, overrides, runs)
     with heavy_imports():
         from pipeline.whole_run import whole_run
 
-    whole_run(read, folder, resume.value, _command_line())
+    whole_run(read, folder, resume.value, _command_line(), watched)
 
 
 def main() -> None:

@@ -25,6 +25,9 @@ def watch(
     the last, as jobs says. Several watchers may share a run; killed anywhere,
     the same command continues.
     """
+    from pipeline.watching.parent import end_with_parent
+
+    end_with_parent()
     from pipeline.recipe_reader import read_recipe
     from pipeline.run_folder import RunFolder, runs_root
 

@@ -21,22 +21,37 @@ from pipeline.run_folder import RunFolder
 from pipeline.tracking.server import tracking_uri, without_secrets
 from pipeline.training.checks import check_recipe, choose_ranks
 from pipeline.training.stage import train
+from pipeline.training.stopping import Stopped
+from pipeline.watching.start import check_watch
+from pipeline.watching.with_training import train_watched
 from tokenization.encoding.tokenizer import load_tokenizer
 from tokenization.stage import tokenize
 
 
-def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> None:
-    """Tokenize, train, evaluate the first and the last checkpoint, release the last, report; then the summary."""
+def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str, watched: bool = False) -> None:
+    """Tokenize, train, evaluate the first and the last checkpoint, release the last, report; then the summary.
+
+    watched: every checkpoint is judged beside the training, too. What a watcher had to give up keeps nothing from being
+    released, and is raised at the end.
+    """
     # Before anything is made: what is wrong for training, or for the report, would only show after tokenization.
     evaluated_baselines(recipe, folder)
     _, config = check_recipe(recipe, choose_ranks(recipe)[0])
     check_evaluation(recipe, folder)
+    if watched:
+        check_watch(recipe, folder)
     if isinstance(recipe.tokenize.tokenizer, str):
         tokenizer, _ = load_tokenizer(recipe.tokenize.tokenizer, recipe.tokenize.end_of_document)
         entries = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         check_entries(recipe.tokenize.tokenizer, entries, config.vocab_size)
     tokenize(recipe, folder, command, cores())
-    train(recipe, folder, resume)
+    unjudged = None
+    if watched:
+        _, unjudged = train_watched(recipe, folder, resume)
+        if isinstance(unjudged, Stopped):
+            raise unjudged
+    else:
+        train(recipe, folder, resume)
     checkpoints = complete_checkpoints(folder.checkpoints)
     first, last = checkpoints[0], checkpoints[-1]
     before = evaluate(recipe, folder, first.name)
@@ -69,3 +84,5 @@ def whole_run(recipe: Recipe, folder: RunFolder, resume: str, command: str) -> N
     console.print(f"release      {released}")
     store = shlex.quote(without_secrets(tracking_uri(folder.root)))
     console.print(f"curves       mlflow ui --backend-store-uri {store}")
+    if unjudged is not None:
+        raise unjudged

@@ -1,9 +1,11 @@
-"""What watchers have in hand, for `adaponder status`: read from the folder, nobody is asked."""
+"""What watchers have in hand and how far they are: read from the folder, nobody is asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.checkpoint import checkpoint_name, complete_folders
+from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.watching.claims import holder_of
 from pipeline.watching.job import State, jobs_below
@@ -37,3 +39,16 @@ def evaluation_jobs(folder: RunFolder) -> list[EvaluationJob]:
             state = State.WAITING if one.state is State.RUNNING and holder is None else one.state
             found.append(EvaluationJob(job.checkpoint, suite, state.value, one.tries, one.error, told, job.log))
     return found
+
+
+def is_all_settled(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether the last checkpoint is there and no job waits or runs: each is done or given up.
+
+    Raises `WorldError` for a damaged file.
+    """
+    jobs = {job.checkpoint: job for job in jobs_below(folder.evaluation_jobs)}
+    saved = [path.name for path in complete_folders(folder.checkpoints)]
+    if checkpoint_name(recipe.train.steps) not in saved or not set(saved) <= set(jobs):
+        return False
+    states = {one.state for job in jobs.values() for one in job.suites.values()}
+    return not states & {State.WAITING, State.RUNNING}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.targets import kubernetes, slurm
 from launch.targets.launching import Launch
-from pipeline.console import console
+from pipeline.console import print_between
 from pipeline.errors import UserError
 from pipeline.evaluation.check import check_evaluation, check_validation_rows
 from pipeline.recipe import Recipe
@@ -25,6 +25,19 @@ def watch(recipe: Recipe, folder: RunFolder, *, once: bool = False, retry: bool 
     once: judge what is there and end. retry: try again what was given up. Raises `UserError` before anything is judged,
     `WorldError` at the end naming what was given up, `Stopped` when asked to stop.
     """
+    launch = check_watch(recipe, folder)
+    stop = StopFlag()
+    with stop.listening():
+        recipe_file = keep_recipe(recipe, folder)
+        how = "once" if once else f"until step {recipe.train.steps:,} is judged"
+        print_between(
+            f"watch: {folder.checkpoints}, {how}; judged by: {launch.target}; jobs in {folder.evaluation_jobs}"
+        )
+        Watcher(recipe, folder, _place(launch, recipe_file), once=once, retry=retry).watch(stop)
+
+
+def check_watch(recipe: Recipe, folder: RunFolder) -> Launch:
+    """`UserError` for what no watcher on this machine could do by the recipe; else what its jobs are made from."""
     check_evaluation(recipe, folder)
     check_validation_rows(folder)
     where = recipe.evaluate.jobs.where
@@ -35,15 +48,10 @@ def watch(recipe: Recipe, folder: RunFolder, *, once: bool = False, retry: bool 
     elif where == "kubernetes":
         kubernetes.check(launch, submit=False)
         _require("kubectl", where)
-    stop = StopFlag()
-    with stop.listening():
-        recipe_file = _keep_recipe(recipe, folder)
-        how = "once" if once else f"until step {recipe.train.steps:,} is judged"
-        console.print(f"watch: {folder.checkpoints}, {how}; judged by: {where}; jobs in {folder.evaluation_jobs}")
-        Watcher(recipe, folder, _place(launch, recipe_file), once=once, retry=retry).watch(stop)
+    return launch
 
 
-def _keep_recipe(recipe: Recipe, folder: RunFolder) -> Path:
+def keep_recipe(recipe: Recipe, folder: RunFolder) -> Path:
     """What the judging processes read: the operator's file may change while this watches."""
     path = folder.evaluation_jobs / f"recipe-{recipe.hash()[:12]}.yaml"
     if not path.exists():

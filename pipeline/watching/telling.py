@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from pipeline.console import console
+from pipeline.console import print_between
 from pipeline.errors import WorldError
 from pipeline.events import append_event
 from pipeline.run_folder import RunFolder
@@ -19,7 +19,7 @@ def tell_begun(folder: RunFolder, job: Job, attempt: Try, most: int) -> None:
     """most: tries that a suite gets."""
     tries = max(job.suites[suite].tries for suite in attempt.suites)
     again = f" (try {tries + 1} of {most})" if tries else ""
-    console.print(f"watch: {job.checkpoint} begun: {', '.join(attempt.suites)}{again}")
+    print_between(f"watch: {job.checkpoint} begun: {', '.join(attempt.suites)}{again}")
     append_event(
         folder,
         "evaluation_begun",
@@ -30,7 +30,7 @@ def tell_begun(folder: RunFolder, job: Job, attempt: Try, most: int) -> None:
 
 
 def tell_done(folder: RunFolder, job: Job, suites: list[str], seconds: float) -> None:
-    console.print(f"watch: {job.checkpoint} done in {seconds:.0f} s: {', '.join(suites)}")
+    print_between(f"watch: {job.checkpoint} done in {seconds:.0f} s: {', '.join(suites)}")
     append_event(
         folder,
         "evaluation_done",
@@ -44,7 +44,7 @@ def tell_failure(folder: RunFolder, job: Job, suite: str, log: Path, most: int) 
     """most: tries that a suite gets."""
     one = job.suites[suite]
     given_up = one.state is State.FAILED
-    console.print(
+    print_between(
         f"[{'red' if given_up else 'yellow'}]watch: {job.checkpoint}: {suite} failed, try {one.tries} of {most}, "
         f"{'given up' if given_up else 'tried again'}: {escape(one.error or '')} ({escape(str(log))})[/]"
     )
@@ -63,7 +63,7 @@ def tell_failure(folder: RunFolder, job: Job, suite: str, log: Path, most: int) 
 def tell_given_up(folder: RunFolder, job: Job, suite: str) -> None:
     """Without another try: its checkpoint is no more."""
     one = job.suites[suite]
-    console.print(f"[red]watch: {job.checkpoint}: {suite} given up: {escape(one.error or '')}[/red]")
+    print_between(f"[red]watch: {job.checkpoint}: {suite} given up: {escape(one.error or '')}[/red]")
     append_event(
         folder,
         "evaluation_failed",
@@ -81,7 +81,7 @@ def tell_end(folder: RunFolder, stale_seconds: float) -> None:
     states = [(job, suite, one) for job in jobs for suite, one in job.suites.items()]
     if away := [f"{suite} of {job.checkpoint}" for job, suite, one in states if one.state is State.UNTOLD]:
         told = f"watch: MLflow has not taken {', '.join(away)}: the same command sends it later"
-        console.print(f"[yellow]{told}[/yellow]")
+        print_between(f"[yellow]{told}[/yellow]")
     if failed := [(job, suite, one) for job, suite, one in states if one.state is State.FAILED]:
         job, suite, one = failed[0]
         raise WorldError(
@@ -90,4 +90,4 @@ def tell_end(folder: RunFolder, stale_seconds: float) -> None:
         )
     held = [job.checkpoint for job in jobs if is_held(folder.evaluation_jobs / job.checkpoint, stale_seconds)]
     rest = f"; others are at {', '.join(held)}" if held else ""
-    console.print(f"watch: {sum(one.state is State.DONE for *_, one in states)} evaluations stand{rest}")
+    print_between(f"watch: {sum(one.state is State.DONE for *_, one in states)} evaluations stand{rest}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint import checkpoint_name, complete_folders
-from pipeline.console import console
+from pipeline.console import print_between
 from pipeline.errors import WorldError
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
@@ -193,7 +193,7 @@ class Watcher:
         some = False
         for name, one in list(self._in_hand.items()):
             if one.claim.lost.is_set():
-                console.print(f"[yellow]watch: {name} was taken over by another watcher[/yellow]")
+                print_between(f"[yellow]watch: {name} was taken over by another watcher[/yellow]")
                 self._leave(name)
                 continue
             if time.monotonic() < one.look_at:
@@ -290,4 +290,4 @@ class Watcher:
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            console.print(message)
+            print_between(message)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import needs
 from tests.cluster.slurm_cluster import NODES, SLURMD_TIMEOUT_SECONDS, SlurmCluster
 from tests.conftest import Runs, make_text_folder, tiny_recipe
 
@@ -31,13 +30,6 @@ NODE_LOST_SECONDS = 3 * SLURMD_TIMEOUT_SECONDS
 """From a node's death to the end of its job: SlurmdTimeout, and slurmctld's next look at its nodes."""
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 _NOT_THE_SAME_SECOND = 2.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    needs("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", package="slurm-wlm munge")
-    with SlurmCluster() as started:
-        yield started
 
 
 class SlurmRuns(Runs):

@@ -22,13 +22,13 @@ from tokenization.stage import tokenize
 
 
 def make_run(root: Path, **sections: dict) -> RunFolder:
-    """Two sources' shards under `root`, tokenized by the real stage; `sections` replace keys of the tiny recipe's."""
+    """Two sources' shards under `root`, tokenized by the real stage; `sections` replace keys of its sections."""
     content = tiny_recipe("tiny", make_text_folder(root / "words", 40))
     more = make_text_folder(root / "more", 20, seed=1)
     source = {"kind": "text", "name": "more words", "path": str(more), "validation_share": 0.3}
     content["tokenize"]["sources"].append(source)
     for name, changed in sections.items():
-        content[name] = {**content[name], **changed}
+        content[name] = {**content.get(name, {}), **changed}
     folder = RunFolder(root / "runs", parse_recipe(content, "tiny"))
     tokenize(folder.recipe, folder, "adaponder tokenize tiny")
     folder.write_recipe()

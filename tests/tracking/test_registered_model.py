@@ -18,7 +18,7 @@ from pipeline.release.stage import release
 from pipeline.tracking import register_release, tracking_uri
 from pipeline.tracking.registered_model import requirements
 from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
-from tests.tracking.test_server_away import free_port, mlflow_server
+from tests.tracking.mlflow_server import free_port, mlflow_server
 
 pytestmark = pytest.mark.slow
 NAME = "tiny"

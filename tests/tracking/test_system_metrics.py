@@ -13,7 +13,7 @@ from pipeline.tracking import Tracker, sync
 from pipeline.tracking.metrics_lines import read_metrics
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.system_metrics import HOST_TAG, SAMPLE_METRIC
-from tests.tracking.test_server_away import free_port, mlflow_server, until
+from tests.tracking.mlflow_server import free_port, mlflow_server, until
 
 
 def write_samples(folder, node: int, *samples: int, host="a", metrics=2) -> None:

@@ -10,13 +10,12 @@ import json
 import os
 import random
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.tiny_run import write_checkpoint
-from tests.watching.watchers import events_of, finish, in_mlflow, judged, leftovers, start_watcher
+from tests.watching.watchers import events_of, finish, in_mlflow, judged, leftovers, note_results, start_watcher
 
 pytestmark = pytest.mark.slow
 
@@ -58,17 +57,3 @@ def test_killed_watchers_lose_and_double_nothing(run, model, tmp_path):
     assert {one["state"] for job in jobs for one in job["suites"].values()} == {"done"}
     alive = subprocess.run(["pgrep", "-f", f"pipeline evaluate.*{run.root}"], capture_output=True, check=False)
     assert alive.returncode == 1, "nothing is left at work when the watchers have ended"
-
-
-def note_results(run, written: dict[Path, set[int]], seconds: float) -> None:
-    """Look at all results for so long; each new content of one is another entry."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for path in (run.path / "evaluation").glob("step-*/*/metrics.json"):
-            if "." in path.parent.name:  # not under its own name yet
-                continue
-            try:
-                written.setdefault(path, set()).add(path.stat().st_mtime_ns)
-            except FileNotFoundError:
-                continue
-        time.sleep(0.05)

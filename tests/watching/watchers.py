@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from mlflow.tracking import MlflowClient
 
@@ -33,10 +36,15 @@ def environment() -> dict[str, str]:
 
 def start_watcher(folder: RunFolder, *options: str) -> subprocess.Popen:
     """`adaponder watch` on the run."""
+    return start(folder, "watch", *options)
+
+
+def start(folder: RunFolder, command: str, *options: str, **variables: str) -> subprocess.Popen:
+    """`adaponder COMMAND` on the run; variables: of its environment."""
     recipe = written_recipe(folder)
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "watch", str(recipe), "--runs", str(folder.root), *options],
-        env=environment(),
+        [sys.executable, "-m", "pipeline", command, str(recipe), "--runs", str(folder.root), *options],
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,7 +83,32 @@ def in_mlflow(folder: RunFolder) -> list[tuple[int, str, str]]:
     )
 
 
+def watchers_beside(command: subprocess.Popen) -> list[psutil.Process]:
+    """The watchers that a training's command has as children."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(command.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if "watch" in child.cmdline():
+                    found.append(child)
+    return found
+
+
 def leftovers(folder: RunFolder) -> list[Path]:
     """Half-made things that no result should leave."""
     below = folder.path / "evaluation"
     return [path for path in below.rglob("*") if path.name.endswith((".partial", ".old"))]
+
+
+def note_results(run: RunFolder, written: dict[Path, set[int]], seconds: float) -> None:
+    """Look at all results for so long; each new content of one is another entry."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for path in (run.path / "evaluation").glob("step-*/*/metrics.json"):
+            if "." in path.parent.name:  # not under its own name yet
+                continue
+            try:
+                written.setdefault(path, set()).add(path.stat().st_mtime_ns)
+            except FileNotFoundError:
+                continue
+        time.sleep(0.05)
