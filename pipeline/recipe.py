@@ -161,6 +161,12 @@ class Recipe(Section):
                 for i, phase in enumerate(phases)
                 if phase.train == "gates"
             ]
+        problems += [
+            f"train.phases.{i}.target_depth {phase.target_depth:g} is more than model.max_passes "
+            f"{self.model.max_passes}"
+            for i, phase in enumerate(phases)
+            if phase.target_depth is not None and phase.target_depth > self.model.max_passes
+        ]
         if self.train.precision == "fp32" and self.train.grad_accum_dtype == "bf16":
             problems.append("train.grad_accum_dtype bf16 is for train.precision bf16; this is fp32")
         backbone = self.model.backbone

@@ -107,6 +107,11 @@ class Phase(Section):
     """S0, counted from the phase's first step."""
     ramp_steps: NonNegativeInt = 0
     """S1 - S0: steps over which k_s rises from 0 to k_max."""
+    target_depth: Annotated[float, Field(ge=1.0)] | None = None
+    """Mean passes a token that the phase reaches and holds, by adjusting lambda from ponder_weight on; the share that
+    is pushed down follows from it, in the place of ponder_fraction (docs/method.md). None: lambda stays as it is."""
+    depth_gain: PositiveFloat = 0.2
+    """How fast lambda follows: a step multiplies it by exp(depth_gain x (mean depth - target) / (max_passes - 1))."""
     peak_lr: PositiveFloat | None = None
     """The phase's own, in the place of the optimizer's."""
     schedule: Schedule | None = None
@@ -118,6 +123,18 @@ class Phase(Section):
     def _one_length(self) -> Phase:
         if bool(self.steps) == bool(self.tokens):
             raise ValueError("give the phase's length in steps or in tokens" + (", not both" if self.steps else ""))
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> Phase:
+        if self.target_depth is None:
+            return self
+        if not self.halting:
+            raise ValueError("target_depth needs halting: true, or no token stops before the last pass")
+        if not self.ponder_weight:
+            raise ValueError("target_depth needs a ponder_weight above 0, from which lambda is adjusted (0.1, say)")
+        if self.ponder_fraction:
+            raise ValueError("target_depth takes the place of ponder_fraction: leave that out")
         return self
 
     @property
