@@ -43,6 +43,10 @@ def adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
         # An AdaPonder's own folder may say otherwise; every phase sets it anew.
         "halting": "masked",
         "max_passes": section.max_passes,
+        "gating": section.gating,
+        "feedback": section.feedback,
+        "pause_tokens": section.pause_tokens,
+        "shared_gate": section.shared_gate,
         "halt_threshold": section.halt_threshold,
         "gate_on_last_pass": section.gate_on_last_pass,
         "ponder_loss_on": section.ponder_loss_on,

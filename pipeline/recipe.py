@@ -78,6 +78,17 @@ class ModelSection(Section):
     """K: how often the transformer runs at most (A section 3)."""
     halt_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-4
     """tau: a token halts when its gate falls below it."""
+    gating: Literal["learned", "open"] = "learned"
+    """learned: gates weigh what is fed back, and may halt tokens; open: s = 1, no gates, every token takes every pass
+    (PonderLM; docs/method.md lists the family)."""
+    feedback: Literal["mixture", "hidden_state"] = "mixture"
+    """What a pass hands to the next: a mixture of embeddings, or the last layer's output itself (the Loop Transformer,
+    which needs gating open)."""
+    pause_tokens: NonNegativeInt = 0
+    """Learned pause tokens after every token, the last of which predicts the next token; needs max_passes 1. A row
+    takes seq_len * (1 + pause_tokens) positions."""
+    shared_gate: bool = False
+    """True: one gate for all passes, in the place of one for each; it collapses (A 4.4.3)."""
     gate_start: Literal["open", "closed"] = "open"
     """open: the first pass feeds back fully (from scratch, from PonderLM); closed: nearly the stock network."""
     gate_on_last_pass: bool = False
@@ -95,6 +106,15 @@ class ModelSection(Section):
     mixture_top_k: NonNegativeInt = 0
     """How many of the likeliest tokens enter the mixture, their probabilities made to sum to 1; 0: the whole vocabulary
     (A, P1)."""
+
+    @property
+    def positions_per_token(self) -> int:
+        """Of a row, with pauses."""
+        return 1 + self.pause_tokens
+
+    @property
+    def has_gates(self) -> bool:
+        return self.gating == "learned" and self.max_passes > 1
 
     @property
     def gate_bias(self) -> float:
@@ -155,27 +175,23 @@ class Recipe(Section):
         phases = [phase.in_steps(self.tokens_per_step) for phase in self.train.phases]
         object.__setattr__(self, "train", self.train.model_copy(update={"phases": phases}))
         problems = self.train.phase_problems()
-        if self.model.max_passes == 1 and not self.model.gate_on_last_pass:
-            problems += [
-                f"train.phases.{i}.train gates: with model.max_passes 1 there is no gate to train"
-                for i, phase in enumerate(phases)
-                if phase.train == "gates"
-            ]
-        problems += [
-            f"train.phases.{i}.target_depth {phase.target_depth:g} is more than model.max_passes "
-            f"{self.model.max_passes}"
-            for i, phase in enumerate(phases)
-            if phase.target_depth is not None and phase.target_depth > self.model.max_passes
-        ]
+        gateless = "model.gating open" if self.model.gating == "open" else "model.max_passes 1"
+        for i, phase in enumerate(phases):
+            if phase.train == "gates" and not self.model.has_gates:
+                problems.append(f"train.phases.{i}.train gates: with {gateless} there is no gate to train")
+            if phase.halting and self.model.gating == "open":
+                problems.append(f"train.phases.{i}.halting: with model.gating open no token can halt: set it to false")
+            if phase.target_depth is not None and phase.target_depth > self.model.max_passes:
+                problems.append(
+                    f"train.phases.{i}.target_depth {phase.target_depth:g} is more than model.max_passes "
+                    f"{self.model.max_passes}"
+                )
         if self.train.precision == "fp32" and self.train.grad_accum_dtype == "bf16":
             problems.append("train.grad_accum_dtype bf16 is for train.precision bf16; this is fp32")
         backbone = self.model.backbone
         if isinstance(backbone, Architecture):
-            if self.tokenize.seq_len > backbone.max_position_embeddings:
-                problems.append(
-                    f"tokenize.seq_len {self.tokenize.seq_len} is beyond the backbone's "
-                    f"max_position_embeddings {backbone.max_position_embeddings}: shorten the rows"
-                )
+            if problem := self.position_problem(backbone.max_position_embeddings):
+                problems.append(problem)
             wanted = self.tokenize.tokenizer
             if isinstance(wanted, TrainedTokenizer) and wanted.train_vocab_size > backbone.vocab_size:
                 problems.append(
@@ -206,6 +222,17 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def position_problem(self, max_position_embeddings: int) -> str | None:
+        """Why a row has more positions than the backbone; None where it has not."""
+        pauses = self.model.pause_tokens
+        if self.tokenize.seq_len * self.model.positions_per_token <= max_position_embeddings:
+            return None
+        with_pauses = f" x {1 + pauses} positions a token (model.pause_tokens {pauses})" if pauses else ""
+        return (
+            f"tokenize.seq_len {self.tokenize.seq_len}{with_pauses} is beyond the backbone's max_position_embeddings "
+            f"{max_position_embeddings}: shorten the rows"
+        )
 
     @property
     def tokens_per_step(self) -> int:

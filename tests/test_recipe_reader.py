@@ -74,6 +74,13 @@ def test_all_problems_are_told_at_once_with_place_and_nearest_key():
         ("train.activation_checkpointing=block", "'none', 'activation', 'mlp', 'layer' or 'pass'"),
         ("train.attention=flash", "'sdpa', 'eager', 'flash_attention_2' or 'flex_attention'"),
         ("train.vocabulary_chunk_tokens=-1", "greater than or equal to 0"),
+        ("model.feedback=state", "'mixture' or 'hidden_state'"),
+        ("model.gating=open", "train.phases.1.halting: with model.gating open no token can halt: set it to false"),
+        (
+            "model.pause_tokens=4",
+            "tokenize.seq_len 128 x 5 positions a token (model.pause_tokens 4) is beyond the backbone's "
+            "max_position_embeddings 512: shorten the rows",
+        ),
     ],
 )
 def test_contradictions_and_broken_overrides_are_refused(override, told):
@@ -87,6 +94,19 @@ def test_skipping_in_training_needs_halted_tokens_left_as_they_are(field):
     with pytest.raises(UserError, match="train.skip_halted needs model.kv_reuse and model.freeze_halted"):
         read_recipe("quickstart", ["train.skip_halted=true", f"model.{field}=false"])
     assert read_recipe("quickstart", ["train.skip_halted=true"]).train.skip_halted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.max_passes=1"], "with model.max_passes 1 there is no gate to train"),
+        (["model.max_passes=1", "model.gate_on_last_pass=true"], "with model.max_passes 1 there is no gate to train"),
+        (["model.gating=open", "train.phases.1.halting=false"], "with model.gating open there is no gate to train"),
+    ],
+)
+def test_gates_that_are_not_there_cannot_be_trained(overrides, told):
+    with pytest.raises(UserError, match=f"train.phases.0.train gates: {told}"):
+        read_recipe("quickstart", ["train.phases.0.train=gates", *overrides])
 
 
 def test_overrides_replace_scalars_lists_and_whole_sections():

@@ -15,6 +15,7 @@ class Parameters:
     backbone: int
     """The layers and the final LayerNorm."""
     embeddings: int
+    """Of tokens, and of pauses."""
     head: int
     gates: int
 
@@ -29,7 +30,7 @@ class Parameters:
 
 def count_parameters(config: AdaPonderConfig) -> Parameters:
     """Parameters of the network of that configuration."""
-    return _count(config, config.num_gates, config.attention_bias)
+    return _count(config, config.num_gates, config.attention_bias, config.pause_tokens)
 
 
 def architecture_parameters(network: Architecture, max_passes: int = 4) -> Parameters:
@@ -43,7 +44,7 @@ def largest_parameter(config: AdaPonderConfig) -> int:
     return hidden * max(config.vocab_size, config.intermediate_size, 4 * hidden if config.num_gates else 3 * hidden)
 
 
-def _count(network: AdaPonderConfig | Architecture, gates: int, attention_bias: bool) -> Parameters:
+def _count(network: AdaPonderConfig | Architecture, gates: int, attention_bias: bool, pauses: int = 0) -> Parameters:
     hidden, inner = network.hidden_size, network.intermediate_size
     norm = 2 * hidden
     attention = 4 * hidden * hidden + (4 * hidden if attention_bias else 0)
@@ -51,7 +52,7 @@ def _count(network: AdaPonderConfig | Architecture, gates: int, attention_bias: 
     gate = (4 * hidden * hidden + 4 * hidden) + (4 * hidden + 1)
     return Parameters(
         backbone=network.num_hidden_layers * layer + norm,
-        embeddings=network.vocab_size * hidden,
+        embeddings=(network.vocab_size + pauses) * hidden,
         head=network.vocab_size * hidden,
         gates=gates * gate,
     )

@@ -89,10 +89,12 @@ def generate_sample(
     Raises `UserError` when prompt and new tokens are longer than the model's positions.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-    limit = model.config.max_position_embeddings
-    if len(ids) + new_tokens > limit:
+    config = model.config
+    if len(ids) + new_tokens > config.max_tokens:
+        pauses = f", {config.positions_per_token} a token" if config.pause_tokens else ""
         raise UserError(
-            f"{len(ids)} prompt tokens and {new_tokens} new ones are beyond the model's {limit} positions: shorten them"
+            f"{len(ids)} prompt tokens and {new_tokens} new ones are beyond the model's "
+            f"{config.max_position_embeddings} positions{pauses}: shorten them"
         )
     inputs = torch.tensor([ids], device=model.device)
     network: Any = model  # generate() is typed for a protocol that transformers' own models do not fulfil

@@ -136,10 +136,11 @@ def measure_speed(subject: Subject, identity: Identity) -> Speed:
     began = time.monotonic()
     section, model = subject.recipe.evaluate.speed, subject.model
     prompt = min(section.prompt_tokens, subject.manifest.seq_len)
-    if prompt + section.new_tokens > model.config.max_position_embeddings:
+    if prompt + section.new_tokens > model.config.max_tokens:
+        pauses = f", {model.config.positions_per_token} a token" if model.config.pause_tokens else ""
         raise UserError(
             f"evaluate.speed: {prompt} tokens read and {section.new_tokens} written are beyond the network's "
-            f"{model.config.max_position_embeddings} positions"
+            f"{model.config.max_position_embeddings} positions{pauses}"
         )
     key, count = max(subject.validation_rows(section.rows).items(), key=lambda item: item[1])
     with RowReader(subject.shards, subject.manifest, key) as reader:

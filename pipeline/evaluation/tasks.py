@@ -95,7 +95,7 @@ def _judge_round(
             ranks,
             subject.tokenizer,
             section.batch_rows,
-            config.max_position_embeddings,
+            config.max_tokens,
             facts,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )

@@ -156,11 +156,13 @@ class Span:
 class AdaPonderCache(Cache):
     """Keys and values of all tokens read so far, behind transformers' Cache interface, for the skipping path.
 
-    Padding takes no entry. `depths`, int8 [B, tokens], tells how many passes each token took; 0 for padding.
+    Padding takes no entry. `depths`, int8 [B, tokens], tells how many passes each token took; 0 for padding. With pause
+    tokens it is [B, tokens * positions_per_token]: a pause is held like a token, and lengths count tokens alone.
     """
 
-    def __init__(self, max_passes: int) -> None:
+    def __init__(self, max_passes: int, positions_per_token: int = 1) -> None:
         super().__init__(layers=[])
+        self._positions_per_token = positions_per_token
         self.settled = Segment(max_passes)
         self.moving = [Segment(1) for _ in range(max_passes - 1)]
         self.depths: torch.Tensor | None = None
@@ -223,7 +225,7 @@ class AdaPonderCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens a row read so far, padding included."""
-        return 0 if self.depths is None else self.depths.shape[1]
+        return 0 if self.depths is None else self.depths.shape[1] // self._positions_per_token
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -237,7 +239,7 @@ class AdaPonderCache(Cache):
             raise ValueError(f"crop({tokens_to_remove}): the number of tokens to remove is given as a negative number")
         if tokens_to_remove == 0 or self.depths is None:
             return
-        self.depths = self.depths[:, :tokens_to_remove]
+        self.depths = self.depths[:, : tokens_to_remove * self._positions_per_token]
         halted, went_on = (counts.tolist() for counts in self._settling(self.depths))
         self.settled.keep(halted)
         for i, segment in enumerate(self.moving):
@@ -262,7 +264,7 @@ class AdaPonderCache(Cache):
             self.reorder_cache(torch.arange(self.depths.shape[0], device=self.depths.device)[indices])
 
     def reset(self) -> None:
-        self.__init__(len(self.moving) + 1)
+        self.__init__(len(self.moving) + 1, self._positions_per_token)
 
     @property
     def batch_size(self) -> int:

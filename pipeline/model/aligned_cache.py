@@ -24,13 +24,27 @@ class FullPassCache(DynamicCache):
     i * num_layers + l of transformers' own cache, whose operations (crop, reorder for beams, ...) hold as they are.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, positions_per_token: int = 1) -> None:
+        """positions_per_token: entries of a token in each pass and layer; more than one with pause tokens."""
         super().__init__()
         self._num_layers = num_layers
+        self._positions_per_token = positions_per_token
 
     def append(self, pass_index: int, layer_index: int, key: torch.Tensor, value: torch.Tensor) -> KeyValue:
         """Keep new tokens' keys and values; returns those of all tokens, each [B, heads, all tokens, head size]."""
         return super().update(key, value, pass_index * self._num_layers + layer_index)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens a row read so far, padding included."""
+        return super().get_seq_length(layer_idx) // self._positions_per_token
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Entries before those of the next token."""
+        return super().get_seq_length(layer_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the newest tokens: -2 removes two."""
+        super().crop(tokens_to_remove * self._positions_per_token)
 
 
 class AlignedLayer:

@@ -12,6 +12,8 @@ from transformers import GPTNeoXForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .configuration_adaponder import AdaPonderConfig
 
+_PAUSES = "gpt_neox.pause_in."
+
 
 def load_backbone(
     model_class: type[PreTrainedModel], where: str, dtype: torch.dtype, ponder_fields: dict[str, Any]
@@ -20,12 +22,14 @@ def load_backbone(
     AdaPonderConfig.check_ponder_fields(ponder_fields)
     described, _ = PretrainedConfig.get_config_dict(where)
     model_type = described.get("model_type")
-    stored_gates = 0
+    stored_gates = stored_pauses = 0
     if model_type == AdaPonderConfig.model_type:
         stored = AdaPonderConfig.from_pretrained(where)
         own_fields = {name: getattr(stored, name) for name in AdaPonderConfig.ponder_fields()}
         config = AdaPonderConfig.from_gpt_neox(stored, **{**own_fields, **ponder_fields})
-        stored_gates = stored.num_gates
+        stored_gates, stored_pauses = stored.num_gates, stored.pause_tokens
+        if stored_pauses and config.pause_tokens not in (0, stored_pauses):
+            raise ValueError(f"{where}: it has {stored_pauses} pause tokens: pause_tokens is {config.pause_tokens}")
         model, missing, unexpected = _load(model_class, where, config=config, dtype=dtype)
     elif model_type == "gpt_neox":
         # Read by transformers' own class, which knows the names of older checkpoints (embed_out for lm_head).
@@ -37,8 +41,10 @@ def load_backbone(
         raise ValueError(f"{where}: its config.json names model_type {model_type!r}: it must be gpt_neox or adaponder")
     new_gates = tuple(f"gates.{i}." for i in range(stored_gates, config.num_gates))
     spare_gates = tuple(f"gates.{i}." for i in range(config.num_gates, stored_gates))
-    missing = {key for key in missing if not key.startswith(new_gates)}
-    unexpected = {key for key in unexpected if not key.startswith(spare_gates)}
+    new = new_gates if stored_pauses else (*new_gates, _PAUSES)
+    spare = spare_gates if config.pause_tokens else (*spare_gates, _PAUSES)
+    missing = {key for key in missing if not key.startswith(new)}
+    unexpected = {key for key in unexpected if not key.startswith(spare)}
     if missing or unexpected:
         raise ValueError(
             f"{where}: not the weights its config.json describes: "

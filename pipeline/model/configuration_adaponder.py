@@ -14,6 +14,7 @@ from transformers import GPTNeoXConfig
 HALTING = ("none", "masked", "skip")
 GATING = ("learned", "open")
 PONDER_LOSS_ON = ("probability", "logit")
+FEEDBACK = ("mixture", "hidden_state")
 
 
 class AdaPonderConfig(GPTNeoXConfig):
@@ -35,6 +36,13 @@ class AdaPonderConfig(GPTNeoXConfig):
     plain path); skip: the same results from a pass over the active tokens only."""
     gating: str = "learned"
     """learned: one gate MLP a pass; open: s fixed at 1, no gates, nothing halts - the fixed-depth PonderLM (P1)."""
+    feedback: str = "mixture"
+    """What a pass hands to the next: mixture, added to the embedding (A, P1); hidden_state: the last layer's output in
+    the embedding's place, the final LayerNorm once at the end - the Loop Transformer, which needs open gates."""
+    pause_tokens: int = 0
+    """P: learned pause tokens after every token, whose last one predicts the next token; needs max_passes 1."""
+    shared_gate: bool = False
+    """True: one gate MLP serves every gated pass, in the place of one for each (A 4.4.3)."""
     gate_on_last_pass: bool = False
     """True puts a gate after the last pass too; it weighs nothing and can only serve the ponder loss."""
     ponder_loss_on: str = "probability"
@@ -65,11 +73,16 @@ class AdaPonderConfig(GPTNeoXConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.validate_architecture()
-        for name, allowed in (("halting", HALTING), ("gating", GATING), ("ponder_loss_on", PONDER_LOSS_ON)):
+        for name, allowed in (
+            ("halting", HALTING),
+            ("gating", GATING),
+            ("ponder_loss_on", PONDER_LOSS_ON),
+            ("feedback", FEEDBACK),
+        ):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
-        for name in ("gate_on_last_pass", "kv_reuse", "freeze_halted"):
+        for name in ("gate_on_last_pass", "kv_reuse", "freeze_halted", "shared_gate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         for name in ("halt_threshold", "embed_scale", "initial_embed_scale", "gate_bias", "gate_output_std"):
@@ -78,13 +91,14 @@ class AdaPonderConfig(GPTNeoXConfig):
                 raise ValueError(f"{name} is {value!r}: it must be a finite number")
         if isinstance(self.max_passes, bool) or not isinstance(self.max_passes, int) or self.max_passes < 1:
             raise ValueError(f"max_passes is {self.max_passes!r}: it must be a whole number of at least 1")
-        for name in ("mixture_top_k", "vocabulary_chunk_tokens"):
+        for name in ("mixture_top_k", "vocabulary_chunk_tokens", "pause_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 0")
         if self.mixture_top_k > self.vocab_size:
             raise ValueError(f"mixture_top_k is {self.mixture_top_k}: the vocabulary has {self.vocab_size} entries")
         self.check_skipping()
+        self._check_member()
         if not 0 <= self.halt_threshold < 1:
             raise ValueError(f"halt_threshold is {self.halt_threshold!r}: it must be at least 0 and below 1")
         for name in ("embed_scale", "initial_embed_scale"):
@@ -102,6 +116,32 @@ class AdaPonderConfig(GPTNeoXConfig):
                 "halting is skip: it needs kv_reuse and freeze_halted, so that halted tokens stay as they are"
             )
 
+    def _check_member(self) -> None:
+        """Raises ValueError where fields of two members of the family contradict each other (method section 8)."""
+        if self.feedback == "hidden_state" and self.gating != "open":
+            raise ValueError("feedback is hidden_state: it needs gating open, since gates weigh a mixture")
+        if self.feedback == "hidden_state" and self.mixture_top_k:
+            raise ValueError(f"feedback is hidden_state: there is no mixture for mixture_top_k {self.mixture_top_k}")
+        if self.pause_tokens and self.max_passes > 1:
+            raise ValueError(f"pause_tokens is {self.pause_tokens}: it needs max_passes 1, not {self.max_passes}")
+        if 1 + self.pause_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"pause_tokens is {self.pause_tokens}: not one token and its pauses go into max_position_embeddings "
+                f"{self.max_position_embeddings}"
+            )
+        if self.shared_gate and not self.gated_passes:
+            raise ValueError("shared_gate is true: it needs gating learned and max_passes of at least 2")
+
+    @property
+    def positions_per_token(self) -> int:
+        """Positions that a token takes in the transformer: its own and those of its pauses."""
+        return 1 + self.pause_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text whose positions are all below `max_position_embeddings`."""
+        return self.max_position_embeddings // self.positions_per_token
+
     @property
     def halts(self) -> bool:
         """Whether tokens can halt."""
@@ -113,11 +153,16 @@ class AdaPonderConfig(GPTNeoXConfig):
         return self.halting == "skip"
 
     @property
-    def num_gates(self) -> int:
-        """How many gates the network has: one after each gated pass, none where nothing can halt or weigh."""
+    def gated_passes(self) -> int:
+        """After how many passes a gate is asked; after none where nothing can halt or weigh."""
         if self.gating == "open" or self.max_passes == 1:
             return 0
         return self.max_passes if self.gate_on_last_pass else self.max_passes - 1
+
+    @property
+    def num_gates(self) -> int:
+        """How many gate MLPs the network has: one for each gated pass, or one that all of them share."""
+        return min(1, self.gated_passes) if self.shared_gate else self.gated_passes
 
     @classmethod
     def ponder_fields(cls) -> frozenset[str]:

@@ -4,7 +4,8 @@ One multiply-accumulate is 2 FLOP. Matrix products are counted, element-wise wor
 configuration: no network is built.
 
 `keys`, everywhere here: the number of keys that a query attends to, mean over the queries (see `mean_keys`). A kernel
-that computes the whole square of a row of n tokens and masks half of it away has n.
+that computes the whole square of a row of n tokens and masks half of it away has n. With pause tokens it still counts
+tokens: the causal mean over their positions follows from it.
 `depth_histogram`: tokens at depth 1, 2, ..., K, as counts or as shares.
 """
 
@@ -102,8 +103,14 @@ def work_factor(
 
 
 def single_pass_work(config: AdaPonderConfig, keys: float, logits_share: float = 1.0) -> MultiplyAccumulates:
-    """The same backbone with one pass, no gates, no mixture: stock Pythia (method section 8, vanilla)."""
-    return _forward(config, keys, passes=1, gates=0, mixtures=0, logits=logits_share)
+    """The same backbone with one pass, no gates, no mixture, no pauses: stock Pythia (method section 8, vanilla)."""
+    return MultiplyAccumulates(
+        core=_core(config),
+        attention=_attention(config, keys),
+        head=logits_share * config.vocab_size * config.hidden_size,
+        mixture=0.0,
+        gates=0.0,
+    )
 
 
 def masked_inference_work(config: AdaPonderConfig, keys: float, logits_share: float = 1.0) -> MultiplyAccumulates:
@@ -113,7 +120,7 @@ def masked_inference_work(config: AdaPonderConfig, keys: float, logits_share: fl
     prompt of n tokens is read before generation.
     """
     passes = config.max_passes
-    return _forward(config, keys, passes=passes, gates=config.num_gates, mixtures=passes - 1, logits=logits_share)
+    return _forward(config, keys, passes=passes, gates=config.gated_passes, logits=logits_share)
 
 
 def inference_work(
@@ -128,8 +135,8 @@ def inference_work(
     """
     active = _active_shares(config, depth_histogram)
     passes = sum(active)
-    gates = sum(active[: config.num_gates])
-    return _forward(config, keys, passes=passes, gates=gates, mixtures=passes - 1, logits=logits_share)
+    gates = sum(active[: config.gated_passes])
+    return _forward(config, keys, passes=passes, gates=gates, logits=logits_share)
 
 
 def training_work(
@@ -157,14 +164,14 @@ def training_work(
     attention kernel computes again by itself is not counted.
     Raises ValueError for a bad histogram, an unknown `checkpointing`, and a frozen backbone without gates.
     """
-    if frozen_backbone and not config.num_gates:
+    if frozen_backbone and not config.gated_passes:
         raise ValueError("frozen_backbone is true and the network has no gates: there is nothing to train")
     skips = depth_histogram is not None
     active = _active_shares(config, depth_histogram) if skips else [1.0] * config.max_passes
     first = 1 if frozen_backbone else 0
     # Tokens that go on after a pass are those that take part in the next.
-    passes, mixtures = sum(active[first:]), sum(active[first + 1 :])
-    forward = _forward(config, keys, passes=sum(active), gates=config.num_gates, mixtures=sum(active[1:]), logits=1)
+    passes, mixtures = sum(active[first:]), _mixtures(config, sum(active[first + 1 :]))
+    forward = _forward(config, keys, passes=sum(active), gates=config.gated_passes, logits=1)
 
     hidden, vocabulary, rows = config.hidden_size, config.vocab_size, _mixture_rows(config)
     mixture_logits = rows if chunked_mixture else vocabulary
@@ -173,8 +180,8 @@ def training_work(
     # With the backbone frozen the first gate's input leads to nothing that is trained.
     idle_gate_input = 4 * hidden**2 if frozen_backbone else 0
     backward = MultiplyAccumulates(
-        core=sides * passes * _core(config),
-        attention=2 * passes * _attention(config, keys),
+        core=sides * passes * _pass_core(config),
+        attention=2 * passes * _pass_attention(config, keys),
         head=sides * (vocabulary + mixtures * mixture_logits) * hidden,
         mixture=sides * mixtures * rows * hidden,
         gates=2 * forward.gates - idle_gate_input,
@@ -187,27 +194,48 @@ def training_work(
         raise ValueError(f"checkpointing is {checkpointing!r}: it must be one of {', '.join(again)}")
     logits_again = (mixtures if chunked_mixture and rows == vocabulary else 0) + bool(recomputed_cross_entropy)
     recomputed = MultiplyAccumulates(
-        core=passes * config.num_hidden_layers * again[checkpointing],
-        attention=passes * _attention(config, keys) if checkpointing in ("layer", "pass") else 0.0,
+        core=passes * config.positions_per_token * config.num_hidden_layers * again[checkpointing],
+        attention=passes * _pass_attention(config, keys) if checkpointing in ("layer", "pass") else 0.0,
         head=logits_again * vocabulary * hidden,
         mixture=0.0,
-        gates=config.num_gates * 4 * hidden**2 if checkpointing in ("layer", "pass") else 0.0,
+        gates=config.gated_passes * 4 * hidden**2 if checkpointing in ("layer", "pass") else 0.0,
     )
     return TrainingWork(forward, backward, recomputed)
 
 
 def _forward(
-    config: AdaPonderConfig, keys: float, *, passes: float, gates: float, mixtures: float, logits: float
+    config: AdaPonderConfig, keys: float, *, passes: float, gates: float, logits: float
 ) -> MultiplyAccumulates:
-    """Each part so many times a token; `logits` are the final ones, beside those that the mixtures need."""
-    hidden = config.hidden_size
+    """Each part so many times a token; `logits` are the final ones, beside those that the mixtures need, one before
+    each further pass."""
+    hidden, mixtures = config.hidden_size, _mixtures(config, passes - 1)
     return MultiplyAccumulates(
-        core=passes * _core(config),
-        attention=passes * _attention(config, keys),
+        core=passes * _pass_core(config),
+        attention=passes * _pass_attention(config, keys),
         head=(mixtures + logits) * config.vocab_size * hidden,
         mixture=mixtures * _mixture_rows(config) * hidden,
         gates=gates * (4 * hidden**2 + 4 * hidden),
     )
+
+
+def _mixtures(config: AdaPonderConfig, further_passes: float) -> float:
+    """Mixtures that lead to so many passes: none where the hidden state itself is handed on (Loop Transformer)."""
+    return 0.0 if config.feedback == "hidden_state" else further_passes
+
+
+def _pass_core(config: AdaPonderConfig) -> float:
+    """`_core` of a token and its pauses."""
+    return config.positions_per_token * _core(config)
+
+
+def _pass_attention(config: AdaPonderConfig, keys: float) -> float:
+    """`_attention` of a token and its P pauses.
+
+    The k-th token is attended from the positions (k - 1)(1 + P) + 1, ..., k (1 + P), each of which sees as many keys:
+    k (1 + P) - P / 2 in the mean.
+    """
+    stride = config.positions_per_token
+    return stride * _attention(config, keys * stride - config.pause_tokens / 2)
 
 
 def _core(config: AdaPonderConfig) -> float:

@@ -1,6 +1,6 @@
 """The gates: one small MLP a pass that says how much of the next update a token takes, and whether it goes on.
 
-Every pass has a gate of its own; a single shared one collapses (A 4.4.3).
+Every pass has a gate of its own, unless `shared_gate` asks for one for all, which collapses (A 4.4.3).
 """
 
 from __future__ import annotations

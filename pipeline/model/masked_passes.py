@@ -18,9 +18,9 @@ from .pondering import Pondered, PonderInputs
 
 def ponder_masked(model: Any, inputs: PonderInputs) -> Pondered:
     """All passes of `model`, an AdaPonderForCausalLM, over all tokens."""
-    config, embed, input_ids = model.config, model.gpt_neox.embed_in, inputs.input_ids
+    config, input_ids = model.config, inputs.input_ids
     halts = config.halts
-    embeds = embed(input_ids) * (config.embed_scale * config.initial_embed_scale)
+    embeds = model.gpt_neox.embed(input_ids)
     position_ids = inputs.position_ids
     if position_ids is None:
         seen = 0 if inputs.cache is None else inputs.cache.get_seq_length()
@@ -49,10 +49,13 @@ def ponder_masked(model: Any, inputs: PonderInputs) -> Pondered:
         if i > 0 and halts and config.freeze_halted:
             fresh = torch.where(active.unsqueeze(-1), fresh, hidden)
         hidden = fresh
-        if i < len(model.gates):
+        if i < config.gated_passes:
             gate_logits.append(model.gate(i, hidden))
         if i == config.max_passes - 1:
             break
+        if config.feedback == "hidden_state":
+            embeds = hidden
+            continue
         mixture = model.mixture(hidden)
         if config.gating == "learned":
             gate = gate_logits[i].sigmoid()

@@ -24,6 +24,7 @@ from .gates import Gate
 from .generation import AdaPonderGenerationMixin
 from .layers import CHECKPOINTING
 from .masked_passes import ponder_masked
+from .pause_tokens import of_last_pauses, with_pauses
 from .ponder_loss import ponder_loss
 from .pondering import Pondered, PonderInputs
 from .skipping_passes import ponder_skipping
@@ -33,7 +34,7 @@ from .vocabulary import VocabularyHead
 
 @dataclass
 class AdaPonderOutput(ModelOutput):
-    """What a forward gives. B batch, n tokens, G gates (`config.num_gates`), K passes."""
+    """What a forward gives. B batch, n tokens, G gated passes (`config.gated_passes`), K passes."""
 
     loss: torch.Tensor | None = None
     """ce_loss + ponder_weight * ponder_loss, in nats; None without labels, as its two parts."""
@@ -84,9 +85,9 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         """A model that starts from a checkpoint: any GPT-NeoX, by hub id or folder, or an AdaPonder's own folder.
 
         ponder_fields: fields of the method (`AdaPonderConfig.ponder_fields()`); those of an own folder hold where none
-        are given. Gates that the checkpoint does not have are initialised; gates for which the fields given leave no
-        place are left out. Weights come in `dtype`, the model in evaluation mode. Raises ValueError, naming the keys,
-        if any other weight is missing or unexpected, and OSError if there is nothing at `where`.
+        are given. Gates and pause tokens that the checkpoint does not have are initialised; those for which the fields
+        given leave no place are left out. Weights come in `dtype`, the model in evaluation mode. Raises ValueError,
+        naming the keys, if any other weight is missing or unexpected, and OSError if there is nothing at `where`.
         """
         return load_backbone(cls, where, dtype, ponder_fields)
 
@@ -124,12 +125,12 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
     def new_cache(self) -> AdaPonderCache | FullPassCache:
         """An empty cache for decoding, of the kind that the path of `config.halting` fills."""
         if self.config.skips:
-            return AdaPonderCache(self.config.max_passes)
-        return FullPassCache(self.config.num_hidden_layers)
+            return AdaPonderCache(self.config.max_passes, self.config.positions_per_token)
+        return FullPassCache(self.config.num_hidden_layers, self.config.positions_per_token)
 
     def gate(self, pass_index: int, hidden: torch.Tensor) -> torch.Tensor:
         """g: the logits, float32 [...], of the gate after pass `pass_index` from hidden states [..., h]."""
-        gate = self.gates[pass_index]
+        gate = self.gates[0 if self.config.shared_gate else pass_index]
         if self.gpt_neox.checkpointing in ("layer", "pass") and torch.is_grad_enabled():
             return checkpoint(gate, hidden, use_reentrant=False)  # pyright: ignore
         return gate(hidden)
@@ -148,7 +149,10 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
 
     def ponder(self, inputs: PonderInputs) -> Pondered:
         """The passes alone, on the path of `config.halting`; `forward` adds logits and loss."""
-        return ponder_skipping(self, inputs) if self.config.skips else ponder_masked(self, inputs)
+        ponder, pauses = ponder_skipping if self.config.skips else ponder_masked, self.config.pause_tokens
+        if pauses:
+            return of_last_pauses(ponder(self, with_pauses(inputs, pauses)), pauses)
+        return ponder(self, inputs)
 
     @can_return_tuple
     def forward(

@@ -42,7 +42,7 @@ def _ponder(model: Any, inputs: PonderInputs) -> Pondered:
     every_pass = recording or any(hasattr(weight, "ds_id") for weight in model.lm_head.parameters())
     active, real = _real_tokens(inputs)
     whole = real is None
-    embeds = model.gpt_neox.embed_in(input_ids) * (config.embed_scale * config.initial_embed_scale)
+    embeds = model.gpt_neox.embed(input_ids)
     cos, sin = _rotations(model, inputs, embeds)
     embeds = embeds.flatten(0, 1)
     hidden = torch.zeros_like(embeds)
@@ -55,17 +55,17 @@ def _ponder(model: Any, inputs: PonderInputs) -> Pondered:
     for i in range(config.max_passes):
         if index is not None and not len(index) and not every_pass:
             if inputs.every_gate:
-                gate_logits += [model.gate(j, hidden) for j in range(i, len(model.gates))]
+                gate_logits += [model.gate(j, hidden) for j in range(i, config.gated_passes)]
             break
         attention = PackedAttention(active, whole, real, [] if cache is None else cache.read_by(i))
         rotation = _take(cos, index), _take(sin, index)
         packed, kept, fresh = _run_layers(
-            model, _take(embeds, index), index, (num_rows, n), attention, rotation, kept, cache is not None
+            model, i, _take(embeds, index), index, (num_rows, n), attention, rotation, kept, cache is not None
         )
         if cache is not None:
             entries.append((index, fresh))
         hidden = packed if index is None else _put(hidden, index, packed, recording)
-        has_gate, last = i < len(model.gates), i == config.max_passes - 1
+        has_gate, last = i < config.gated_passes, i == config.max_passes - 1
         if has_gate:
             logits = model.gate(i, hidden if inputs.every_gate else packed)
             gate_logits.append(logits if inputs.every_gate else _spread(logits, index, num_rows * n))
@@ -83,7 +83,9 @@ def _ponder(model: Any, inputs: PonderInputs) -> Pondered:
             active, depths = going.view(num_rows, n), depths + going
         else:
             next_index, depths = index, depths + active.flatten()
-        if every_pass or next_index is None or len(next_index):
+        if config.feedback == "hidden_state":
+            embeds = hidden
+        elif every_pass or next_index is None or len(next_index):
             mixture = model.mixture(_take(hidden, next_index))
             if weight is not None:
                 mixture = mixture * _take(weight, next_index).unsqueeze(-1).to(mixture.dtype)
@@ -121,6 +123,7 @@ def _rotations(model: Any, inputs: PonderInputs, embeds: torch.Tensor) -> tuple[
 
 def _run_layers(
     model: Any,
+    pass_index: int,
     packed: torch.Tensor,
     index: torch.Tensor | None,
     shape: tuple[int, int],
@@ -129,13 +132,13 @@ def _run_layers(
     previous: list[KeyValue] | None,
     for_cache: bool,
 ) -> tuple[torch.Tensor, list[KeyValue], Any]:
-    """One pass over packed tokens [A, h], final LayerNorm included.
+    """One pass over packed tokens [A, h], up to `AdaPonderModel.leave`.
 
     Returns h^i [A, h]; of each layer the aligned keys and values [B, n, heads, D]; for a cache the active tokens' own
     entries [L, 2, A, heads, D].
     """
     network = model.gpt_neox
-    packed = network.emb_dropout(packed)
+    packed = network.enter(packed, pass_index)
     kept: list[KeyValue] = []
     fresh: torch.Tensor | None = None
     for number, layer in enumerate(network.layers):
@@ -151,7 +154,7 @@ def _run_layers(
                     fresh = own[0].new_empty(len(network.layers), 2, *own[0].shape)
                 fresh[number, 0], fresh[number, 1] = own
         kept.append(keeps)
-    return network.final_layer_norm(packed), kept, fresh
+    return network.leave(packed, pass_index), kept, fresh
 
 
 def run_packed_layer(
@@ -224,6 +227,6 @@ def _stack_gates(model: Any, gate_logits: list[torch.Tensor], depths: torch.Tens
     """float32 [B, n, gates]; -inf for the gates of passes that no token took part in."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     columns = [logits.view(depths.shape) for logits in gate_logits]
-    while len(columns) < len(model.gates):
+    while len(columns) < model.config.gated_passes:
         columns.append(torch.full(depths.shape, -torch.inf, dtype=dtype, device=hidden.device))
     return torch.stack(columns, dim=-1) if columns else hidden.new_empty((*depths.shape, 0), dtype=dtype)

@@ -15,6 +15,7 @@ from .aligned_cache import AlignedLayer, FullPassCache, KeyValue
 from .configuration_adaponder import AdaPonderConfig
 from .gates import GateLogit
 from .layers import PonderLayer
+from .pause_tokens import PauseEmbedding
 from .vocabulary import PonderEmbedding
 
 
@@ -59,6 +60,8 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
     def __init__(self, config: AdaPonderConfig) -> None:
         super().__init__(config)
         self.embed_in = PonderEmbedding(config.vocab_size, config.hidden_size)
+        if config.pause_tokens:
+            self.pause_in = PauseEmbedding(config.pause_tokens, config.hidden_size)
         self.emb_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([PonderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -72,6 +75,27 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embed_in = value
 
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """E^0 [B, positions, h], from int64 ids of all positions [B, positions], those of pauses included."""
+        config = self.config
+        embeds = self.embed_in(input_ids[:, :: config.positions_per_token])
+        if config.pause_tokens:
+            embeds = self.pause_in(embeds)
+        return embeds * (config.embed_scale * config.initial_embed_scale)
+
+    def enter(self, embeds: torch.Tensor, pass_index: int) -> torch.Tensor:
+        """What the first layer of a pass is given, [..., h]: embeddings with dropout; a looped state as it is."""
+        loops = self.config.feedback == "hidden_state"
+        return embeds if loops and pass_index else self.emb_dropout(embeds)
+
+    def leave(self, hidden_states: torch.Tensor, pass_index: int) -> torch.Tensor:
+        """h^i [..., h] from the last layer's output: after the final LayerNorm, which a looped state meets only once,
+        in the last pass (method section 8)."""
+        loops = self.config.feedback == "hidden_state"
+        return (
+            hidden_states if loops and pass_index < self.config.max_passes - 1 else self.final_layer_norm(hidden_states)
+        )
+
     def forward(
         self,
         embeds: torch.Tensor,
@@ -82,13 +106,13 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
         cache: FullPassCache | None = None,
         pass_index: int = 0,
     ) -> tuple[torch.Tensor, list[KeyValue] | None]:
-        """h^i [B, n, h], after the final LayerNorm, from E^i [B, n, h], and what each layer keeps for the next pass.
+        """h^i [B, n, h], see `leave`, from E^i [B, n, h], and what each layer keeps for the next pass.
 
         attention_mask: the causal mask in the form the attention implementation wants. position_embeddings: cos and sin
         of RoPE. active: m^i, bool [B, n], where keys and values of halted tokens are to be those of the pass before,
         which are `previous`; None: no token keeps older ones. cache: where decoding keeps this pass's.
         """
-        hidden_states = self.emb_dropout(embeds)
+        hidden_states = self.enter(embeds, pass_index)
         kept: list[KeyValue] | None = None if active is None else []
         for i, layer in enumerate(self.layers):
             past = None if previous is None else previous[i]
@@ -101,7 +125,7 @@ class AdaPonderModel(AdaPonderPreTrainedModel):
                 hidden_states, keeps = _run_layer(*arguments, recomputed)
             if kept is not None and keeps is not None:
                 kept.append(keeps)
-        return self.final_layer_norm(hidden_states), kept
+        return self.leave(hidden_states, pass_index), kept
 
 
 def _run_layer(

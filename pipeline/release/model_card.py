@@ -15,10 +15,10 @@ from pipeline.evaluation.metrics import Measured, Metrics
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe import Recipe
 from pipeline.recipe_train import Phase
+from pipeline.release.member import PAPER, method, summary
 from pipeline.release.provenance import without_folders
 from pipeline.training.phases import describe_schedule
 
-PAPER = "https://arxiv.org/abs/2603.01914"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -105,11 +105,10 @@ def _summary(subject: Subject) -> str:
     else:
         origin = "trained from scratch" + (f" in the architecture of {backbone}" if backbone is not None else "")
     return (
-        "A causal language model that decides, token by token, how many passes through its transformer it takes, up "
-        f"to {config.max_passes} ([AdaPonderLM]({PAPER})). It has {subject.parameters:,} parameters ({subject.dtype}): "
+        f"{summary(config)} It has {subject.parameters:,} parameters ({subject.dtype}): "
         f"a GPT-NeoX (Pythia) network of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
         f"{config.num_attention_heads} heads and {config.vocab_size:,} vocabulary entries, with a context of up to "
-        f"{config.max_position_embeddings:,} tokens. It was {origin}; this is step {state.step:,}, after "
+        f"{config.max_tokens:,} tokens. It was {origin}; this is step {state.step:,}, after "
         f"{state.tokens:,} tokens of training."
     )
 
@@ -134,18 +133,7 @@ def _loading(subject: Subject) -> str:
 
 def _method(subject: Subject) -> str:
     config = subject.config
-    if config.max_passes == 1:
-        return "This network takes a single pass for every token: a stock GPT-NeoX."
-    halting = "In this checkpoint gates weigh the feedback, but no token halts."
-    if config.halts:
-        halting = f"A token whose gate falls below {config.halt_threshold:g} halts."
-        if config.kv_reuse and config.freeze_halted:
-            halting += " It keeps its state, its keys and values."
-    return (
-        f"The same transformer runs up to {config.max_passes} times. After each pass the token's predicted "
-        f"distribution, as a mixture of embeddings weighted by a learned gate, is added to its input. {halting}"
-        f"\n\n{_decoding(config)}"
-    )
+    return method(config) if config.max_passes == 1 else f"{method(config)}\n\n{_decoding(config)}"
 
 
 def _decoding(config: AdaPonderConfig) -> str:

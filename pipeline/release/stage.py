@@ -193,7 +193,7 @@ def _verification_inputs(shards: Path | ShardSource, manifest: Manifest, model: 
     rows = []
     for key in keys[:VERIFIED_ROWS]:
         with RowReader(shards, manifest, key) as reader:
-            rows.append(reader.batch([0])[0][0, : min(VERIFIED_TOKENS, model.config.max_position_embeddings)])
+            rows.append(reader.batch([0])[0][0, : min(VERIFIED_TOKENS, model.config.max_tokens)])
     return torch.stack(rows)
 
 

@@ -79,11 +79,8 @@ def check_recipe(
     else:
         check_computation(recipe, on_gpu=elsewhere == "gpu", has_flash_attn=True)
     config = model_config(recipe)
-    if recipe.tokenize.seq_len > config.max_position_embeddings:
-        raise UserError(
-            f"tokenize.seq_len {recipe.tokenize.seq_len} is beyond the backbone's max_position_embeddings "
-            f"{config.max_position_embeddings}: shorten the rows, or take another backbone"
-        )
+    if problem := recipe.position_problem(config.max_position_embeddings):
+        raise UserError(f"{problem}, or take another backbone")
     check_trained(train.phases, config)
     return stage, config
 

@@ -34,7 +34,7 @@ def take_fingerprint(engine: Engine, recipe: Recipe, world_size: int, zero_stage
     """
     model, config = cast(Any, engine), engine.module.config
     halting, training = config.halting, engine.module.training
-    length = min(_TOKENS, config.max_position_embeddings)
+    length = min(_TOKENS, config.max_tokens)
     tokens = (torch.arange(length) * 7919 + 17) % config.vocab_size
     config.halting = "none"  # a threshold would turn a difference in the last digit into another depth
     model.eval()

@@ -22,7 +22,7 @@ class StepSums:
 
     def __init__(self, config: AdaPonderConfig, device: torch.device) -> None:
         self._passes = config.max_passes
-        self._gated = config.max_passes if config.gate_on_last_pass else config.max_passes - 1
+        self._gated = config.gated_passes
         self._edges = torch.tensor(GATE_EDGES, device=device)
         # [losses and micro-batches 4 | tokens, depth 2 | active tokens a pass K | gate sums | gate histogram]
         self._size = 6 + self._passes + self._gated * (2 + len(GATE_EDGES))

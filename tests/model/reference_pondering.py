@@ -48,9 +48,10 @@ def ponder_row(weights: dict[str, torch.Tensor], config: Any, tokens: list[int])
             depths[t] += active[t]
             if active[t] or not config.freeze_halted:
                 hidden[t] = _layer_norm(weights, config, "gpt_neox.final_layer_norm", x[t])
-            if f"gates.{i}.logit.weight" in weights:
-                inner = F.gelu(_linear(weights, f"gates.{i}.dense_h_to_4h", hidden[t]))
-                gates[t].append(torch.sigmoid(_linear(weights, f"gates.{i}.logit", inner))[0])
+            gate = "gates.0" if config.shared_gate else f"gates.{i}"
+            if f"{gate}.logit.weight" in weights and (i < config.max_passes - 1 or config.gate_on_last_pass):
+                inner = F.gelu(_linear(weights, f"{gate}.dense_h_to_4h", hidden[t]))
+                gates[t].append(torch.sigmoid(_linear(weights, f"{gate}.logit", inner))[0])
             if i == config.max_passes - 1:
                 continue
             s = 1.0 if config.gating == "open" else gates[t][i]

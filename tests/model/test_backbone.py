@@ -127,6 +127,35 @@ def test_given_fields_override_its_own(
             assert started[f"gates.{i}.logit.bias"].tolist() == [model.config.gate_bias]
 
 
+@pytest.mark.parametrize("kind", ["stock", "own"])
+def test_pauses_that_a_checkpoint_lacks_are_initialised(stock_folder: Path, own_folder: Path, kind: str) -> None:
+    folder = {"stock": stock_folder, "own": own_folder}[kind]
+    model = AdaPonderForCausalLM.from_backbone(str(folder), max_passes=1, pause_tokens=3)
+    pauses, tokens = (model.get_parameter(f"gpt_neox.{name}_in.weight") for name in ("pause", "embed"))
+    assert pauses.shape == (3, 16)
+    assert 0 < pauses.abs().max() <= 3 * (2 / (5 * 16)) ** 0.5
+    assert torch.equal(tokens, load_file(folder / "model.safetensors")["gpt_neox.embed_in.weight"])
+    model.save_pretrained(folder)
+    again = AdaPonderForCausalLM.from_backbone(str(folder))
+    assert torch.equal(again.get_parameter("gpt_neox.pause_in.weight"), pauses)
+    without = AdaPonderForCausalLM.from_backbone(str(folder), pause_tokens=0)
+    assert "gpt_neox.pause_in.weight" not in without.state_dict()
+    with pytest.raises(ValueError, match="it has 3 pause tokens: pause_tokens is 2"):
+        AdaPonderForCausalLM.from_backbone(str(folder), pause_tokens=2)
+
+
+def test_a_shared_gate_is_the_first_of_separate_ones(own_folder: Path) -> None:
+    weights = load_file(own_folder / "model.safetensors")
+    model = AdaPonderForCausalLM.from_backbone(str(own_folder), shared_gate=True)
+    assert len(model.gates) == 1
+    first = model.get_parameter("gates.0.logit.weight")
+    assert torch.equal(first, weights["gates.0.logit.weight"])
+    model.save_pretrained(own_folder)
+    apart = AdaPonderForCausalLM.from_backbone(str(own_folder), shared_gate=False)
+    assert torch.equal(apart.get_parameter("gates.0.logit.weight"), first)
+    assert len(apart.gates) == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "lost"),
     [

@@ -48,8 +48,26 @@ def test_no_number_changes(kind: str, halting: str, fields: dict[str, Any]) -> N
     assert_same(kept, loss_and_gradients(model, tokens), 1e-12)
 
 
-def test_dropout_falls_the_same_again() -> None:
-    model = random_model(halting_config(hidden_dropout=0.2, attention_dropout=0.2), seed=52).train()
+MEMBERS = [{"feedback": "hidden_state", "gating": "open"}, {"pause_tokens": 1, "max_passes": 1}, {"shared_gate": True}]
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTING[1:])
+@pytest.mark.parametrize("halting", ["masked", "skip"])
+@pytest.mark.parametrize("fields", MEMBERS, ids=str)
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_no_number_of_another_member_changes(kind: str, halting: str, fields: dict[str, Any], chunk: int) -> None:
+    """Nor with the vocabulary in chunks, whose tokens are those that have a label: no pauses."""
+    model = random_model(halting_config(**fields, halting=halting, vocabulary_chunk_tokens=0), seed=51).train()
+    tokens = random_tokens(3, 12, seed=51)
+    kept = loss_and_gradients(model, tokens)
+    model.config.vocabulary_chunk_tokens = chunk
+    model.set_activation_checkpointing(kind)
+    assert_same(kept, loss_and_gradients(model, tokens), 1e-12)
+
+
+@pytest.mark.parametrize("fields", [{}, *MEMBERS], ids=str)
+def test_dropout_falls_the_same_again(fields: dict[str, Any]) -> None:
+    model = random_model(halting_config(hidden_dropout=0.2, attention_dropout=0.2, **fields), seed=52).train()
     tokens = random_tokens(2, 12, seed=52)
     found = {}
     for halting in ("masked", "skip"):

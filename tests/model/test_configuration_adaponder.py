@@ -26,6 +26,15 @@ from tests.model.tiny_adaponder import tiny_config
         ({"kv_reuse": 1}, "kv_reuse"),
         ({"freeze_halted": "yes"}, "freeze_halted"),
         ({"gate_on_last_pass": None}, "gate_on_last_pass"),
+        ({"shared_gate": 1}, "shared_gate is 1"),
+        ({"shared_gate": True, "gating": "open"}, "shared_gate is true: it needs gating learned"),
+        ({"shared_gate": True, "max_passes": 1}, "shared_gate is true: it needs gating learned"),
+        ({"feedback": "hidden"}, "feedback"),
+        ({"feedback": "hidden_state"}, "feedback is hidden_state: it needs gating open"),
+        ({"feedback": "hidden_state", "gating": "open", "mixture_top_k": 3}, "no mixture for mixture_top_k 3"),
+        ({"pause_tokens": -1}, "pause_tokens"),
+        ({"pause_tokens": 3}, "pause_tokens is 3: it needs max_passes 1, not 4"),
+        ({"pause_tokens": 32, "max_passes": 1}, "pause_tokens is 32: not one token"),
         ({"embed_scale": 0.0}, "embed_scale"),
         ({"initial_embed_scale": -3.0}, "initial_embed_scale"),
         ({"gate_bias": float("nan")}, "gate_bias"),
@@ -51,7 +60,20 @@ def test_a_bad_value_raises_one_line(fields: dict[str, Any], named: str) -> None
     ],
 )
 def test_num_gates(fields: dict[str, Any], gates: int) -> None:
-    assert tiny_config(**fields).num_gates == gates
+    assert tiny_config(**fields).num_gates == tiny_config(**fields).gated_passes == gates
+
+
+def test_a_shared_gate_is_asked_after_as_many_passes() -> None:
+    shared = tiny_config(shared_gate=True)
+    assert (shared.num_gates, shared.gated_passes) == (1, 3)
+    shared = tiny_config(shared_gate=True, gate_on_last_pass=True)
+    assert (shared.num_gates, shared.gated_passes) == (1, 4)
+
+
+def test_pauses_shorten_the_longest_text() -> None:
+    assert (tiny_config().positions_per_token, tiny_config().max_tokens) == (1, 32)
+    paused = tiny_config(max_passes=1, pause_tokens=2)
+    assert (paused.positions_per_token, paused.max_tokens) == (3, 10)
 
 
 def test_every_field_survives_the_file(tmp_path) -> None:
@@ -71,11 +93,17 @@ def test_every_field_survives_the_file(tmp_path) -> None:
         "mixture_top_k": 7,
         "vocabulary_chunk_tokens": 0,
     }
-    assert set(other_than_default) == AdaPonderConfig.ponder_fields()
-    tiny_config(**other_than_default).save_pretrained(tmp_path)
-    read = AdaPonderConfig.from_pretrained(tmp_path)
-    assert {name: getattr(read, name) for name in other_than_default} == other_than_default
-    assert read.rope_parameters == tiny_config().rope_parameters
+    of_other_members = [
+        {"feedback": "hidden_state", "gating": "open"},
+        {"pause_tokens": 3, "max_passes": 1},
+        {"shared_gate": True},
+    ]
+    assert set(other_than_default).union(*of_other_members) == AdaPonderConfig.ponder_fields()
+    for fields in (other_than_default, *of_other_members):
+        tiny_config(**fields).save_pretrained(tmp_path)
+        read = AdaPonderConfig.from_pretrained(tmp_path)
+        assert {name: getattr(read, name) for name in fields} == fields
+        assert read.rope_parameters == tiny_config().rope_parameters
 
 
 def test_from_gpt_neox_takes_the_backbone_and_nothing_else() -> None:

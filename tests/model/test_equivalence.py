@@ -16,6 +16,11 @@ from hypothesis import strategies as st
 from tests.model.tiny_adaponder import halting_config, random_model, random_tokens
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+MEMBERS = [
+    {"feedback": "hidden_state", "gating": "open", "mixture_top_k": 0},
+    {"pause_tokens": 2, "max_passes": 1},
+]
+"""Loop Transformer and pause tokens (method section 8)."""
 
 
 @dataclass
@@ -43,6 +48,8 @@ def cases(draw: Any, dtype: torch.dtype) -> Case:
         "vocabulary_chunk_tokens": draw(st.sampled_from([0, 3, 256])),
         "embed_scale": draw(st.sampled_from([1.0, 2.0])),
     }
+    fields |= draw(st.sampled_from([{}, {}, *MEMBERS]))
+    fields["shared_gate"] = draw(st.booleans()) and fields["gating"] == "learned" and fields["max_passes"] > 1
     generator = torch.Generator().manual_seed(seed)
     imposed = None
     if draw(st.booleans()):

@@ -18,15 +18,22 @@ from tests.model.tiny_adaponder import VOCABULARY, halting_config, random_model,
 LONG = 256
 BOTH = pytest.mark.parametrize("halting", ["masked", "skip"])
 
+MEMBERS = [
+    {"feedback": "hidden_state", "gating": "open"},
+    {"pause_tokens": 3, "max_passes": 1},
+    {"shared_gate": True, "max_passes": 3},
+]
+"""The Loop Transformer, pause tokens and a shared gate (method section 8)."""
+
 
 def writer(halting: str, seed: int = 31, **fields: Any) -> Any:
     """A network in float64: texts are compared token by token, so no two logits may be equal but for rounding."""
     return random_model(halting_config(halting=halting, max_position_embeddings=LONG, **fields), seed=seed)
 
 
-def restless_writer(halting: str) -> Any:
+def restless_writer(halting: str, **fields: Any) -> Any:
     """One whose attention is sharp: its texts do not fall into repeating a word, its depths not into one."""
-    model = writer(halting, seed=35)
+    model = writer(halting, seed=35, **fields)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("embed_in.weight", "query_key_value.weight", "dense.weight", "4h_to_h.weight")):
@@ -95,6 +102,7 @@ def requests(draw: Any) -> tuple[Any, torch.Tensor, dict[str, Any]]:
         )
     )
     eos = draw(st.sampled_from([None, [3, 4, 5]]))
+    fields |= draw(st.sampled_from([{}, *MEMBERS]))
     batch, mask = left_padded(lengths, seed)
     return writer("skip", seed, **fields), batch, {"attention_mask": mask, "eos_token_id": eos, **way}
 

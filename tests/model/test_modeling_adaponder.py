@@ -98,6 +98,7 @@ def test_open_gates_are_ponderlm(passes: int, scale: float, initial_scale: float
             "halting": st.sampled_from(["masked", "masked", "none"]),
             "gating": st.sampled_from(["learned", "learned", "open"]),
             "gate_on_last_pass": st.booleans(),
+            "shared_gate": st.booleans(),
             "kv_reuse": st.booleans(),
             "freeze_halted": st.booleans(),
             "embed_scale": st.sampled_from([1.0, 2.0]),
@@ -108,6 +109,7 @@ def test_open_gates_are_ponderlm(passes: int, scale: float, initial_scale: float
     ),
 )
 def test_it_is_the_method_token_by_token(rows: int, n: int, seed: int, fields: dict[str, Any]) -> None:
+    fields["shared_gate"] &= fields["gating"] == "learned" and fields["max_passes"] > 1
     model = random_model(halting_config(**fields), seed)
     tokens = random_tokens(rows, n, seed=seed)
     with torch.no_grad():

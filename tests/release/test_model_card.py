@@ -7,6 +7,7 @@ import pytest
 from pipeline.model import AdaPonderConfig
 from pipeline.recipe_reader import parse_recipe
 from pipeline.release.export import model_files
+from pipeline.release.member import method, summary
 from pipeline.release.model_card import _decoding, base_model, hub_backbone
 from pipeline.release.provenance import command_without_folders, without_folders
 from tests.conftest import tiny_recipe
@@ -92,6 +93,23 @@ def test_a_card_says_how_generation_works(halting, skipped):
     assert "decodes with a cache" in text
     assert ("halted tokens are skipped" in text) == skipped
     assert ("every token pays for all passes" in text) != skipped
+
+
+@pytest.mark.parametrize(
+    ("fields", "opening", "told"),
+    [
+        ({}, "decides, token by token", "weighted by a learned gate"),
+        ({"shared_gate": True}, "decides, token by token", "One gate serves all passes."),
+        ({"max_passes": 1}, "a stock GPT-NeoX", "a single pass for every token"),
+        ({"gating": "open"}, "takes 4 passes", "There are no gates, and no token halts."),
+        ({"gating": "open", "feedback": "hidden_state"}, "Loop Transformer", "on its own output"),
+        ({"max_passes": 1, "pause_tokens": 3}, "3 learned pause tokens after every token", "takes 4 n positions"),
+    ],
+)
+def test_a_card_says_what_kind_of_network_it_is(fields, opening, told):
+    config = AdaPonderConfig(**fields)
+    assert opening in summary(config)
+    assert told in method(config)
 
 
 def test_the_code_of_a_release_is_what_loading_follows():

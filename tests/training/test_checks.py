@@ -88,6 +88,29 @@ def test_bf16_without_zero_is_refused(runs, recipe, tmp_path):
         check(runs, recipe, tmp_path, ["train.strategy=zero0", "train.precision=bf16"])
 
 
+ONE_PASS, NOTHING_HALTS = "model.max_passes=1", "train.phases.1.halting=false"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.feedback=hidden_state"], "model: feedback is hidden_state: it needs gating open"),
+        (
+            ["model.feedback=hidden_state", "model.gating=open", NOTHING_HALTS, "model.mixture_top_k=2"],
+            "model: feedback is hidden_state: there is no mixture for mixture_top_k 2",
+        ),
+        (["model.pause_tokens=1"], "model: pause_tokens is 1: it needs max_passes 1, not 3"),
+        (["model.shared_gate=true", ONE_PASS], "model: shared_gate is true: it needs gating learned and max_passes"),
+        (["model.shared_gate=true", "model.gating=open", NOTHING_HALTS], "model: shared_gate is true: it needs"),
+    ],
+    ids=str,
+)
+def test_members_of_the_family_that_contradict_each_other(runs, recipe, tmp_path, overrides, told):
+    with pytest.raises(UserError, match=told) as refused:
+        check(runs, recipe, tmp_path, overrides)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_published_backbone_limits_rows_and_vocabulary(runs, recipe, tmp_path):
     config = {
         "model_type": "gpt_neox",
@@ -104,6 +127,8 @@ def test_a_published_backbone_limits_rows_and_vocabulary(runs, recipe, tmp_path)
         write_json(tmp_path / name / "config.json", {**config, **numbers})
         with pytest.raises(UserError, match=told):
             check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / name}", "model.mixture_top_k=4"])
+    with pytest.raises(UserError, match=r"seq_len 32 x 4 positions a token \(model.pause_tokens 3\) is beyond .* 64"):
+        check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / 'small'}", "model.pause_tokens=3", ONE_PASS])
     write_json(tmp_path / "llama" / "config.json", {"model_type": "llama"})
     with pytest.raises(UserError, match="is a llama, not a GPT-NeoX"):
         check(runs, recipe, tmp_path, [f"model.backbone={tmp_path / 'llama'}"])

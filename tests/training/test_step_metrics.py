@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from pipeline.recipe_reader import read_recipe
@@ -9,8 +10,10 @@ from pipeline.training.model_start import start_model
 from pipeline.training.step_metrics import GATE_EDGES, StepSums
 
 
-def test_sums_over_micro_batches_are_means_over_everything():
-    model = start_model(read_recipe("quickstart", ["model.halt_threshold=0.9525"])).train()
+@pytest.mark.parametrize("shared", ["false", "true"])
+def test_sums_over_micro_batches_are_means_over_everything(shared):
+    recipe = read_recipe("quickstart", ["model.halt_threshold=0.9525", f"model.shared_gate={shared}"])
+    model = start_model(recipe).train()
     generator = torch.Generator().manual_seed(0)
     outputs = []
     sums = StepSums(model.config, torch.device("cpu"))
@@ -43,11 +46,23 @@ def test_sums_over_micro_batches_are_means_over_everything():
         assert len(histogram) == len(GATE_EDGES) + 2
 
 
-def test_one_pass_has_no_gates():
-    model = start_model(read_recipe("quickstart", ["model.max_passes=1"])).train()
+@pytest.mark.parametrize(
+    ("overrides", "depth"),
+    [
+        (["model.max_passes=1"], 1),
+        (["model.max_passes=1", "model.gate_on_last_pass=true"], 1),
+        (["model.max_passes=1", "model.pause_tokens=1"], 1),
+        (["model.gating=open", "train.phases.1.halting=false"], 4),
+        (["model.gating=open", "model.feedback=hidden_state", "train.phases.1.halting=false"], 4),
+    ],
+    ids=str,
+)
+def test_networks_without_gates(overrides, depth):
+    model = start_model(read_recipe("quickstart", overrides)).train()
     tokens = torch.arange(34).reshape(2, 17)
     sums = StepSums(model.config, torch.device("cpu"))
     sums.add(model(tokens[:, :-1], shift_labels=tokens[:, 1:]))
     metrics = sums.metrics()
-    assert metrics["depth/mean"] == 1
+    assert metrics["depth/mean"] == depth
+    assert metrics["train/ponder_loss"] == 0
     assert not any(name.startswith("gates/") for name in metrics)

@@ -15,7 +15,12 @@ def by_part(config: AdaPonderConfig) -> tuple[dict[str, int], int]:
     with torch.device("meta"):
         model = AdaPonderForCausalLM(config)
     found = {"backbone": 0, "embeddings": 0, "head": 0, "gates": 0}
-    starts = {"gpt_neox.embed_in.": "embeddings", "lm_head.": "head", "gates.": "gates"}
+    starts = {
+        "gpt_neox.embed_in.": "embeddings",
+        "gpt_neox.pause_in.": "embeddings",
+        "lm_head.": "head",
+        "gates.": "gates",
+    }
     for name, weight in model.named_parameters():
         part = next((part for start, part in starts.items() if name.startswith(start)), "backbone")
         found[part] += weight.numel()
@@ -39,6 +44,8 @@ def test_counts_are_those_of_the_built_networks(size):
         [],
         ["model.max_passes=1"],
         ["model.gate_on_last_pass=true"],
+        ["model.shared_gate=true", "model.gate_on_last_pass=true"],
+        ["model.max_passes=1", "model.pause_tokens=1"],
         ["model.backbone.intermediate_size=300", "model.backbone.vocab_size=4097"],
         ["model.backbone.vocab_size=100", "model.backbone.intermediate_size=64", "tokenize.tokenizer=gpt2"],
     ],
