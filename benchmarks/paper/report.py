@@ -28,7 +28,7 @@ def write_report(study: Study, folder: Path) -> None:
     figures = write_figures(results, folder)
     write_text(folder / "results.json", json.dumps(as_data(results), indent=1) + "\n")
     parts = [
-        f"# The paper's comparisons in small: {study.data_recipe.name}",
+        f"# The paper's comparisons in small: {Path(study.recipe).stem}",
         _what(study),
         "## What the paper finds, and what came out",
         _claims(results),
@@ -60,7 +60,7 @@ def _what(study: Study) -> str:
     size = (
         backbone
         if isinstance(backbone, str)
-        else f"{backbone.num_hidden_layers} layers of {backbone.hidden_size}, {backbone.vocab_size} tokens"
+        else f"{backbone.hidden_size} wide, {backbone.num_hidden_layers} deep, {backbone.vocab_size} tokens"
     )
     steps = " + ".join(str(phase.steps) for phase in train.phases)
     return (
