@@ -11,25 +11,14 @@ from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline.model import AdaPonderForCausalLM
+from tests.model.family_references import BACKBONE
 from tests.model.reference_pondering import ponder_row
 from tests.model.tiny_adaponder import VOCABULARY, halting_config, random_model, random_tokens, tiny_config
 
 
 def stock_twin(model: AdaPonderForCausalLM, dtype: torch.dtype) -> Any:
     """transformers' own network with the same backbone weights and attention implementation."""
-    backbone: dict[str, Any] = {
-        name: getattr(model.config, name)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "rope_parameters",
-            "use_parallel_residual",
-        )
-    }
+    backbone: dict[str, Any] = {name: getattr(model.config, name) for name in BACKBONE}
     backbone["attn_implementation"] = model.config._attn_implementation
     stock: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**backbone))
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("gates.")}
