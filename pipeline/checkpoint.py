@@ -65,8 +65,6 @@ class DepthState(BaseModel):
 
     phase: str
     """Name of the phase that it belongs to; another phase starts anew."""
-    ponder_weight: float
-    """lambda of the next step."""
     depth: float
     """Running mean of passes a token."""
 

@@ -108,10 +108,11 @@ class Phase(Section):
     ramp_steps: NonNegativeInt = 0
     """S1 - S0: steps over which k_s rises from 0 to k_max."""
     target_depth: Annotated[float, Field(ge=1.0)] | None = None
-    """Mean passes a token that the phase reaches and holds, by adjusting lambda from ponder_weight on; the share that
-    is pushed down follows from it, in the place of ponder_fraction (docs/method.md). None: lambda stays as it is."""
-    depth_gain: PositiveFloat = 0.2
-    """How fast lambda follows: a step multiplies it by exp(depth_gain x (mean depth - target) / (max_passes - 1))."""
+    """Mean passes a token that the phase reaches over its ramp, and holds: lambda then opens and closes the
+    ponder_fraction of the gates that is nearest to the threshold (docs/method.md), and ponder_weight, 0.004 say, is the
+    most that it is. None: lambda stays as it is."""
+    target_width: PositiveFloat = 0.3
+    """Passes away from the target at which lambda is at its most; nearer by it is less, in proportion."""
     peak_lr: PositiveFloat | None = None
     """The phase's own, in the place of the optimizer's."""
     schedule: Schedule | None = None
@@ -131,10 +132,8 @@ class Phase(Section):
             return self
         if not self.halting:
             raise ValueError("target_depth needs halting: true, or no token stops before the last pass")
-        if not self.ponder_weight:
-            raise ValueError("target_depth needs a ponder_weight above 0, from which lambda is adjusted (0.1, say)")
-        if self.ponder_fraction:
-            raise ValueError("target_depth takes the place of ponder_fraction: leave that out")
+        if not self.ponder_weight or not self.ponder_fraction:
+            raise ValueError("target_depth needs ponder_weight and ponder_fraction above 0 (0.004 and 0.1, say)")
         return self
 
     @property

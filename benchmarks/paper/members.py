@@ -28,7 +28,7 @@ def _last(**settings: Any) -> Phases:
 
 
 def _target(depth: float) -> Phases:
-    return _last(ponder_fraction=0.0, target_depth=depth)
+    return _last(ponder_weight=0.004, target_depth=depth, gate_lr_factor=None)
 
 
 def _continued(times: int = 1) -> Phases:

@@ -125,7 +125,7 @@ def train_segment(
             oversight.saves.raise_failure()
         if not_looked_at is not None:
             loss_sum, micro_batches_taken, depths, tokens = start.sums
-            depth_control.took(*phase_at(train.phases, step - 1), depths / tokens)
+            depth_control.took(phase_at(train.phases, step - 1)[0], depths / tokens)
             look(step, loss_sum / micro_batches_taken, _grad_norm(engine))
         if start.stop_wanted:
             if kept != step:
@@ -133,7 +133,8 @@ def train_segment(
             oversight.settle()
             oversight.stop(step, wish, "no step was taken since" if step == first_step else "saved")
         guards.phase(phase.name)
-        weight, fraction = depth_control.ponder_weight(phase), depth_control.ponder_fraction(phase, phase_step)
+        weight = depth_control.ponder_weight(phase, phase_step)
+        fraction = depth_control.ponder_fraction(phase, phase_step)
         step_loss = _StepLoss(device)
         reason = "its gradients were not finite"
         with rank_times.watching(taken):
@@ -144,6 +145,7 @@ def train_segment(
                         shift_labels=shift_labels.to(device, non_blocking=True),
                         ponder_weight=weight,
                         ponder_fraction=fraction,
+                        hold_depth=phase.target_depth is not None,
                     )
                 loss = cast(torch.Tensor, output.loss)
                 step_loss.add(loss, cast(torch.Tensor, output.depths))
@@ -164,7 +166,7 @@ def train_segment(
         not_looked_at = step_loss
         if sums is not None:
             metrics = sums.metrics()
-            depth_control.took(phase, phase_step, metrics["depth/mean"])
+            depth_control.took(phase, metrics["depth/mean"])
             norm = _grad_norm(engine)
             look(taken, metrics["train/loss"], norm)
             not_looked_at = None
