@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-cluster test-browser test-release-env lint format constraints clean install docs bench
+.PHONY: quickstart test test-fast test-cluster test-browser test-release-env lint format constraints clean install docs bench paper-small
 
 quickstart: $(INSTALLED)
 	$(BIN)/adaponder run quickstart
@@ -68,6 +68,10 @@ ifneq ($(MODEL),)
 	$(BIN)/python -m benchmarks.decode $(LEARNED) --output benchmarks/results/decode-learned.json
 endif
 	$(BIN)/python -m benchmarks.table
+
+# The paper's comparisons in small, three seeds: three quarters of an hour on two cores with nothing else to do.
+paper-small: $(INSTALLED)
+	$(BIN)/python -m benchmarks.paper_small --report docs/results/paper-small
 
 # The stamp is newer than what it was made from, so a second call installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -75,6 +75,7 @@ def measured(recipe: Recipe) -> dict[str, int]:
                     shift_labels=rows[:, 1:],
                     ponder_weight=phase.ponder_weight,
                     ponder_fraction=phase.ponder_fraction,
+                    hold_depth=phase.target_depth is not None,
                 ).loss
                 engine.backward(loss)
                 del loss

@@ -20,6 +20,7 @@ from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.checks import TrainingPlan
 from pipeline.training.computation import set_computation
+from pipeline.training.depth_control import DepthControl
 from pipeline.training.engine import build_engine, parameter_groups, set_halting
 from pipeline.training.gate_health import GateHealth
 from pipeline.training.guards import Guards
@@ -85,7 +86,9 @@ class ProjectTraining:
         guards = Guards(train.guards, self._hooks.note)
         gate_health = GateHealth(plan.config.max_passes, self._hooks.note)
         saves = enter(SavesInFlight(background=False))
-        self._oversight = Oversight(requests, watchdog, guards, gate_health, saves)
+        self._oversight = Oversight(
+            requests, watchdog, guards, gate_health, saves, DepthControl(plan.config.max_passes)
+        )
         model = start_model(recipe)
         set_computation(model, recipe)
         self.engine = build_engine(recipe, model.train(), "all", plan.world_size)

@@ -58,6 +58,17 @@ class LogitsFingerprint(BaseModel):
     """What rounding depends on: where all of it is the same, the numbers are the same to the last digit."""
 
 
+class DepthState(BaseModel):
+    """What a training that holds a target depth knows after a step (`pipeline.training.depth_control`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    phase: str
+    """Name of the phase that it belongs to; another phase starts anew."""
+    depth: float
+    """Running mean of passes a token."""
+
+
 class TrainerState(BaseModel):
     """trainer_state.json: where training stands, and from what."""
 
@@ -87,6 +98,8 @@ class TrainerState(BaseModel):
     versions: dict[str, str]
     fingerprint: LogitsFingerprint | None = None
     """None in checkpoints of versions that took none."""
+    depth_control: DepthState | None = None
+    """Of a phase with a target depth."""
 
 
 @dataclass(frozen=True)

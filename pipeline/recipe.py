@@ -181,6 +181,11 @@ class Recipe(Section):
                 problems.append(f"train.phases.{i}.train gates: with {gateless} there is no gate to train")
             if phase.halting and self.model.gating == "open":
                 problems.append(f"train.phases.{i}.halting: with model.gating open no token can halt: set it to false")
+            if phase.target_depth is not None and phase.target_depth > self.model.max_passes:
+                problems.append(
+                    f"train.phases.{i}.target_depth {phase.target_depth:g} is more than model.max_passes "
+                    f"{self.model.max_passes}"
+                )
         if self.train.precision == "fp32" and self.train.grad_accum_dtype == "bf16":
             problems.append("train.grad_accum_dtype bf16 is for train.precision bf16; this is fp32")
         backbone = self.model.backbone

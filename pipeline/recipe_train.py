@@ -107,6 +107,12 @@ class Phase(Section):
     """S0, counted from the phase's first step."""
     ramp_steps: NonNegativeInt = 0
     """S1 - S0: steps over which k_s rises from 0 to k_max."""
+    target_depth: Annotated[float, Field(ge=1.0)] | None = None
+    """Mean passes a token that the phase reaches over its ramp, and holds: lambda then opens and closes the
+    ponder_fraction of the gates that is nearest to the threshold (docs/method.md), and ponder_weight, 0.004 say, is the
+    most that it is. None: lambda stays as it is."""
+    target_width: PositiveFloat = 0.3
+    """Passes away from the target at which lambda is at its most; nearer by it is less, in proportion."""
     peak_lr: PositiveFloat | None = None
     """The phase's own, in the place of the optimizer's."""
     schedule: Schedule | None = None
@@ -118,6 +124,16 @@ class Phase(Section):
     def _one_length(self) -> Phase:
         if bool(self.steps) == bool(self.tokens):
             raise ValueError("give the phase's length in steps or in tokens" + (", not both" if self.steps else ""))
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> Phase:
+        if self.target_depth is None:
+            return self
+        if not self.halting:
+            raise ValueError("target_depth needs halting: true, or no token stops before the last pass")
+        if not self.ponder_weight or not self.ponder_fraction:
+            raise ValueError("target_depth needs ponder_weight and ponder_fraction above 0 (0.004 and 0.1, say)")
         return self
 
     @property

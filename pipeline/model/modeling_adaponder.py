@@ -25,7 +25,7 @@ from .generation import AdaPonderGenerationMixin
 from .layers import CHECKPOINTING
 from .masked_passes import ponder_masked
 from .pause_tokens import of_last_pauses, with_pauses
-from .ponder_loss import ponder_loss
+from .ponder_loss import depth_loss, ponder_loss
 from .pondering import Pondered, PonderInputs
 from .skipping_passes import ponder_skipping
 from .transformer_pass import AdaPonderModel, AdaPonderPreTrainedModel
@@ -41,7 +41,8 @@ class AdaPonderOutput(ModelOutput):
     ce_loss: torch.Tensor | None = None
     """Cross entropy of the last pass, float32, nats, mean over the labels that are not -100."""
     ponder_loss: torch.Tensor | None = None
-    """Mean of the smallest gate values of the positions that have a label (see `ponder_loss.py`), float32."""
+    """Mean of the smallest gate values of the positions that have a label, or with `hold_depth` the distance of their
+    gates to the threshold's other side (see `ponder_loss.py`), float32."""
     logits: torch.Tensor | None = None
     """[B, n, vocabulary] of the last pass; the last `logits_to_keep` positions where that is above 0. None with labels,
     unless they were asked for: the loss does without."""
@@ -166,6 +167,7 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         shift_labels: torch.Tensor | None = None,
         ponder_weight: float = 0.0,
         ponder_fraction: float = 0.0,
+        hold_depth: bool = False,
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
         imposed_depths: torch.Tensor | None = None,
@@ -176,8 +178,10 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         on from p where not given. past_key_values: the cache of p earlier tokens (`new_cache()` makes an empty one);
         use_cache: make one where none is given. labels: int64 [B, n], the input ids themselves, shifted here (Hugging
         Face's convention); shift_labels: int64 [B, n], aligned with the logits already; -100 is ignored in both.
-        ponder_weight: lambda; ponder_fraction: k_s. logits_to_keep: 0 for the logits of all positions. return_logits:
-        whether logits are wanted, by default where no labels are given: the loss never holds those of all tokens.
+        ponder_weight: lambda; ponder_fraction: k_s; hold_depth: press on the gates at the threshold instead of the
+        lowest, which opens gates where ponder_weight is below 0 (see `ponder_loss.py`). logits_to_keep: 0 for the
+        logits of all positions. return_logits: whether logits are wanted, by default where no labels are given: the
+        loss never holds those of all tokens.
         imposed_depths: int64 [B, n], a depth for each token in place of the gates' decision, for measurements.
         Raises ValueError if both kinds of labels are given, labels for logits that are not kept, a cache of the other
         path or of another number of rows or in training, depths of another shape, or no token.
@@ -194,7 +198,7 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         every_gate = shift_labels is not None and (torch.is_grad_enabled() or ponder_fraction > 0)
         pondered = self.ponder(PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, every_gate))
         gates = pondered.gate_logits.sigmoid()
-        logits = nll = loss = ce_loss = pushed_down = None
+        logits = nll = loss = ce_loss = pushed = None
         if return_logits or (return_logits is None and shift_labels is None):
             logits = self.lm_head(pondered.hidden[:, -logits_to_keep:], decoding=self.config.skips)
         if shift_labels is not None:
@@ -209,12 +213,18 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
             else:
                 nll = self.lm_head(pondered.hidden, labels=shift_labels, chunk_tokens=chunk)
                 ce_loss = nll.sum() / labelled.sum().clamp(min=1)
-            pushed_down = ponder_loss(gate_values, ponder_fraction, labelled.to(gate_values.device))
-            loss = ce_loss + ponder_weight * pushed_down
+            labelled = labelled.to(gate_values.device)
+            if hold_depth:
+                threshold, closing = self.config.halt_threshold, ponder_weight >= 0
+                deciding = pondered.gate_logits[..., : self.config.max_passes - 1]  # one on the last pass stops nothing
+                pushed = depth_loss(deciding, pondered.depths, ponder_fraction, threshold, closing, labelled)
+            else:
+                pushed = ponder_loss(gate_values, ponder_fraction, labelled)
+            loss = ce_loss + abs(ponder_weight) * pushed
         return AdaPonderOutput(
             loss=loss,
             ce_loss=ce_loss,
-            ponder_loss=pushed_down,
+            ponder_loss=pushed,
             logits=logits,
             nll=nll,
             gates=gates,

@@ -213,6 +213,8 @@ def _learning_rate(phase: Phase) -> str:
 
 
 def _ponder(phase: Phase) -> str:
+    if phase.target_depth is not None:
+        return f"lambda of at most {phase.ponder_weight:g}, adjusted to hold a mean depth of {phase.target_depth:g}"
     if not phase.ponder_weight or not phase.ponder_fraction:
         return "none"
     return f"{phase.ponder_weight:g} x the mean of the smallest {phase.ponder_fraction:.0%} of the gates"

@@ -22,15 +22,15 @@ class GateHealth:
         self._phase: str | None = None
         self._forget()
 
-    def look(self, step: int, phase: Phase, ponder_fraction: float, metrics: dict[str, float]) -> dict[str, float]:
+    def look(self, step: int, phase: Phase, ramp_over: bool, metrics: dict[str, float]) -> dict[str, float]:
         """Judge a logged step; returns the metric of alarms that stand, none where gates do not halt tokens yet.
 
-        ponder_fraction: k_s of the step; the ramp is over when it has reached the phase's.
+        ramp_over: whether as many gate values are pushed down as the phase wants.
         """
         if phase.name != self._phase:
             self._phase = phase.name
             self._forget()
-        if not phase.halting or ponder_fraction < phase.ponder_fraction or self._passes < 2:
+        if not phase.halting or not ramp_over or self._passes < 2:
             return {}
         # Tokens that take part in pass 1, 2, ...: shares of all tokens.
         active = [metrics[f"depth/keep_ratio_pass_{number + 1}"] for number in range(self._passes)]

@@ -26,7 +26,7 @@ from pipeline.training.engine import Engine, set_halting, set_learning_rates
 from pipeline.training.guards import Note, RollBack
 from pipeline.training.oversight import Oversight
 from pipeline.training.passed_over import PassedOver
-from pipeline.training.phases import Segment, learning_rates, phase_at, ponder_fraction
+from pipeline.training.phases import Segment, learning_rates, phase_at, ramp_share
 from pipeline.training.rank_checks import check_ranks
 from pipeline.training.rank_times import RankTimes
 from pipeline.training.step_clock import StepClock
@@ -70,7 +70,7 @@ def train_segment(
     where a guard says so or the ranks no longer train the same, and on every rank when a rank cannot read its rows or a
     checkpoint could not be written; what was saved before is kept. At the end the last checkpoint is complete.
     """
-    train, guards = recipe.train, oversight.guards
+    train, guards, depth_control = recipe.train, oversight.guards, oversight.depth_control
     device = engine.device
     clock = StepClock(device)
     speed = Throughput(recipe, plan.config, plan.manifest.seq_len, plan.world_size, segment.trained, device)
@@ -102,7 +102,6 @@ def train_segment(
     for step in range(first_step, segment.end_step):
         clock.begin()
         phase, phase_step = phase_at(train.phases, step)
-        fraction = ponder_fraction(phase, phase_step)
         rates = learning_rates(train, step)
         set_learning_rates(engine, rates)
         set_halting(engine.module.config, phase, train.skip_halted)
@@ -125,7 +124,8 @@ def train_segment(
         if start.save_failed:
             oversight.saves.raise_failure()
         if not_looked_at is not None:
-            loss_sum, micro_batches_taken = start.sums
+            loss_sum, micro_batches_taken, depths, tokens = start.sums
+            depth_control.took(phase_at(train.phases, step - 1)[0], depths / tokens)
             look(step, loss_sum / micro_batches_taken, _grad_norm(engine))
         if start.stop_wanted:
             if kept != step:
@@ -133,6 +133,8 @@ def train_segment(
             oversight.settle()
             oversight.stop(step, wish, "no step was taken since" if step == first_step else "saved")
         guards.phase(phase.name)
+        weight = depth_control.ponder_weight(phase, phase_step)
+        fraction = depth_control.ponder_fraction(phase, phase_step)
         step_loss = _StepLoss(device)
         reason = "its gradients were not finite"
         with rank_times.watching(taken):
@@ -141,11 +143,12 @@ def train_segment(
                     output = engine(
                         input_ids=inputs.to(device, non_blocking=True),
                         shift_labels=shift_labels.to(device, non_blocking=True),
-                        ponder_weight=phase.ponder_weight,
+                        ponder_weight=weight,
                         ponder_fraction=fraction,
+                        hold_depth=phase.target_depth is not None,
                     )
                 loss = cast(torch.Tensor, output.loss)
-                step_loss.add(loss)
+                step_loss.add(loss, cast(torch.Tensor, output.depths))
                 last = number + 1 == len(start.found)
                 if last and guards.decides_before_the_step and guards.skips(taken, step_loss.mean()):
                     # DeepSpeed leaves out a step whose gradients are no numbers, in ZeRO 1 to 3 and on every rank
@@ -163,6 +166,7 @@ def train_segment(
         not_looked_at = step_loss
         if sums is not None:
             metrics = sums.metrics()
+            depth_control.took(phase, metrics["depth/mean"])
             norm = _grad_norm(engine)
             look(taken, metrics["train/loss"], norm)
             not_looked_at = None
@@ -173,11 +177,11 @@ def train_segment(
                 "train/lr": rates.backbone,
                 "train/lr_gates": rates.gates,
                 "train/skipped_steps": float(engine.skipped_steps),
-                "train/ponder_weight": phase.ponder_weight,
+                "train/ponder_weight": weight,
                 "train/ponder_fraction": fraction,
                 "train/tokens": float(taken * train.global_batch * plan.manifest.seq_len),
             }
-            metrics |= oversight.gate_health.look(taken, phase, fraction, metrics)
+            metrics |= oversight.gate_health.look(taken, phase, ramp_share(phase, phase_step) == 1, metrics)
             if passed_over.data_steps:
                 metrics["train/steps_passed_over"] = float(passed_over.data_step(step) - step)
             metrics |= clock.lap() | rank_times.found()
@@ -194,21 +198,23 @@ def train_segment(
 
 
 class _StepLoss:
-    """A step's loss over this rank's micro-batches, left on the device: adding to it waits for nothing."""
+    """A step's loss and depth over this rank's micro-batches, left on the device: adding to them waits for nothing."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        """Losses and micro-batches."""
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        """Losses and micro-batches, passes and tokens."""
 
-    def add(self, loss: torch.Tensor) -> None:
+    def add(self, loss: torch.Tensor, depths: torch.Tensor) -> None:
         self.sums[0] += loss.detach()
         self.sums[1] += 1
+        self.sums[2] += depths.sum()
+        self.sums[3] += depths.numel()
 
     def mean(self) -> float:
         """Over all ranks' micro-batches so far; collective."""
         sums = self.sums.clone()
         dist.all_reduce(sums)
-        loss, micro_batches = sums.tolist()
+        loss, micro_batches, _, _ = sums.tolist()
         return loss / micro_batches
 
 

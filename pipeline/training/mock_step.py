@@ -48,6 +48,7 @@ def mock_step(recipe: Recipe) -> dict[str, Any]:
             shift_labels=labels,
             ponder_weight=phase.ponder_weight,
             ponder_fraction=phase.ponder_fraction,
+            hold_depth=phase.target_depth is not None,
         )
         loss = cast(torch.Tensor, output.loss)
         engine.backward(loss)

@@ -1,4 +1,4 @@
-"""What watches over a training beside its loop: wishes to stop, the watchdog, the guards."""
+"""What watches over a training beside its loop: wishes to stop, the watchdog, the guards, the depth that it aims at."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 
 from pipeline.training.agreement import StepFlags, agreed, told_by_all
+from pipeline.training.depth_control import DepthControl
 from pipeline.training.engine import Engine
 from pipeline.training.gate_health import GateHealth
 from pipeline.training.guards import Guards
@@ -26,6 +27,7 @@ class Oversight:
     guards: Guards
     gate_health: GateHealth
     saves: SavesInFlight
+    depth_control: DepthControl
 
     def save(self, save: Callable[[Engine, int], None], engine: Engine, step: int) -> None:
         """Save after the save before, with patience for each; collective. What is saved counts after `settle` only."""

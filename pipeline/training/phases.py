@@ -48,12 +48,15 @@ def segments(phases: list[Phase]) -> list[Segment]:
 
 def ponder_fraction(phase: Phase, phase_step: int) -> float:
     """k_s = k_max (s - S0) / (S1 - S0) between S0 and S1, then k_max (method section 3)."""
+    return phase.ponder_fraction * ramp_share(phase, phase_step)
+
+
+def ramp_share(phase: Phase, phase_step: int) -> float:
+    """How much of the phase's ramp lies behind a step, between 0 and 1."""
     since = phase_step - phase.ramp_start_step
     if since < 0:
         return 0.0
-    if since >= phase.ramp_steps:
-        return phase.ponder_fraction
-    return phase.ponder_fraction * since / phase.ramp_steps
+    return 1.0 if since >= phase.ramp_steps else since / phase.ramp_steps
 
 
 @dataclass(frozen=True)

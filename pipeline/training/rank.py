@@ -41,6 +41,7 @@ from pipeline.training.attempt import (
 )
 from pipeline.training.checks import TrainingPlan, check_training, world_size_from_environment
 from pipeline.training.computation import describe_computation
+from pipeline.training.depth_control import DepthControl
 from pipeline.training.elastic import what_changes
 from pipeline.training.engine_start import start_engine
 from pipeline.training.fallback import settle_checkpoint
@@ -252,7 +253,8 @@ def _run_segments(
         ) as batches,
     ):
         gate_health = GateHealth(plan.config.max_passes, hooks.note)
-        oversight = Oversight(requests, watchdog, guards, gate_health, saves)
+        depth_control = DepthControl(plan.config.max_passes, checkpoint.state.depth_control if checkpoint else None)
+        oversight = Oversight(requests, watchdog, guards, gate_health, saves, depth_control)
         for segment in segments(train.phases):
             step = checkpoint.step if checkpoint else 0
             if step >= segment.end_step:
@@ -260,7 +262,7 @@ def _run_segments(
             watchdog.alive("building the engine", PATIENCE)
             oversight.stop_if_wished(step, device)
             engine, frozen = start_engine(recipe, plan, segment.trained, checkpoint, oversight, device)
-            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen, saves)
+            save = Saver(recipe, folder, plan, segment, hooks.run_id, frozen, saves, depth_control)
             if checkpoint is None:
                 oversight.save(save, engine, 0)
             check_ranks(recipe, plan, step, passed_over.data_step(step), engine.module, segment.trained)

@@ -21,6 +21,7 @@ from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoint_files import take_checkpoint
 from pipeline.training.checks import TrainingPlan
+from pipeline.training.depth_control import DepthControl
 from pipeline.training.engine import Engine, set_halting
 from pipeline.training.fingerprint import take_fingerprint
 from pipeline.training.phases import Segment, phase_at
@@ -41,10 +42,12 @@ class Saver:
         run_id: Callable[[], str | None],
         frozen: dict[str, torch.Tensor],
         saves: SavesInFlight,
+        depth_control: DepthControl,
     ) -> None:
         """`frozen`: fp32 weights of which the engine has rounded copies only; rank 0's are written."""
         self._recipe, self._folder, self._plan, self._segment = recipe, folder, plan, segment
         self._run_id, self._frozen, self._saves = run_id, frozen, saves
+        self._depth_control = depth_control
         self._retention = Retention(folder)
 
     def __call__(self, engine: Engine, step: int) -> None:
@@ -76,6 +79,7 @@ class Saver:
             precision=recipe.train.precision,
             versions=installed_versions(),
             fingerprint=take_fingerprint(engine, recipe, plan.world_size, plan.zero_stage),
+            depth_control=self._depth_control.state,
         )
         take = partial(take_checkpoint, engine, self._folder.checkpoints, state, self._frozen)
         self._saves.begin(began, take, partial(self._completed, step))

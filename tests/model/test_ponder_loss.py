@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.ponder_loss import ponder_loss
+from pipeline.model.ponder_loss import depth_loss, ponder_loss
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,3 +51,53 @@ def test_a_fraction_that_takes_none_leaves_the_gates_in_the_graph() -> None:
 def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="ponder_fraction"):
         ponder_loss(torch.zeros(1, 2, 3), fraction)
+
+
+EDGE = math.log(1e-4 / (1 - 1e-4))
+
+
+def depth_loss_by_hand(logits, depths, fraction, closing, counted):
+    """The same, gate by gate."""
+    distances = []
+    for row in range(logits.shape[0]):
+        for token in range(logits.shape[1]):
+            for number in range(logits.shape[2]):
+                logit = float(logits[row, token, number])
+                if not counted[row, token] or depths[row, token] <= number or (logit >= EDGE) != closing:
+                    continue
+                distances.append((logit - EDGE if closing else EDGE - logit) + 1.0)
+    taken = math.floor(fraction * logits.numel())
+    return sum(sorted(distances)[:taken]) / max(1, taken)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.booleans())
+def test_depth_loss_is_the_distance_of_the_nearest_gates(seed, fraction, closing):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) * 4 - 9).requires_grad_()
+    depths = torch.randint(1, 5, (2, 5), generator=generator)
+    counted = torch.randint(0, 2, (2, 5), generator=generator)
+    found = depth_loss(logits, depths, fraction, 1e-4, closing, counted)
+    expected = depth_loss_by_hand(logits.detach(), depths, fraction, closing, counted)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient.isfinite().all()
+    pushed = gradient[gradient != 0]
+    assert (pushed > 0).all() if closing else (pushed < 0).all()
+
+
+def test_depth_loss_without_gates_to_push_is_part_of_the_graph():
+    logits = torch.full((1, 4, 3), 2.0, requires_grad=True)
+    for threshold, closing in ((1e-4, False), (0.0, True)):
+        found = depth_loss(logits, torch.full((1, 4), 4), 0.5, threshold, closing)
+        assert found.item() == 0
+        (gradient,) = torch.autograd.grad(found, logits)
+        assert not gradient.any()
+
+
+def test_gates_that_were_never_computed_do_not_spoil_it():
+    logits = torch.tensor([[[0.0, -math.inf, -math.inf]]], requires_grad=True)
+    found = depth_loss(logits, torch.tensor([[1]]), 1.0, 1e-4, True)
+    assert found.item() == pytest.approx((0 - EDGE + 1) / 3)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient[0, 0].tolist() == pytest.approx([1 / 3, 0, 0])

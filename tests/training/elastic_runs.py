@@ -24,6 +24,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe
 from pipeline.training.checkpoint_files import take_checkpoint
 from pipeline.training.computation import set_computation
+from pipeline.training.depth_control import DepthControl
 from pipeline.training.engine import Engine, build_engine, set_halting, set_learning_rates, set_optimizer_settings
 from pipeline.training.fingerprint import check_fingerprint, take_fingerprint
 from pipeline.training.gate_health import GateHealth
@@ -190,7 +191,7 @@ def main() -> None:
     note = lambda kind, message, **fields: None  # noqa: E731
     saves = SavesInFlight(background=False)
     watchdog = Watchdog(0, lambda hang: None)
-    oversight = Oversight(requests, watchdog, Guards(settings, note), GateHealth(3, note), saves)
+    oversight = Oversight(requests, watchdog, Guards(settings, note), GateHealth(3, note), saves, DepthControl(3))
     found: dict[str, Any] = {}
     for strategy, precision, trained in SAVED:
         name = f"{strategy} {precision} {trained}"

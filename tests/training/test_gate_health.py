@@ -25,7 +25,7 @@ def test_gates_that_decide_raise_no_alarm(kept):
     for share in kept:
         active.append(active[-1] * share)
     for step in range(2 * LOOKS):
-        assert health.look(step, HALTING, 0.1, metrics(*active)) == {ALARMS: 0.0}
+        assert health.look(step, HALTING, True, metrics(*active)) == {ALARMS: 0.0}
     assert not notes
 
 
@@ -34,13 +34,13 @@ def test_an_alarm_comes_after_some_looks_once_and_goes(kept, words):
     notes = Notes()
     health = GateHealth(3, notes)
     bad, good = metrics(1.0, 0.5, 0.5 * kept), metrics(1.0, 0.5, 0.25)
-    counts = [health.look(5 + number, HALTING, 0.1, bad)[ALARMS] for number in range(2 * LOOKS)]
+    counts = [health.look(5 + number, HALTING, True, bad)[ALARMS] for number in range(2 * LOOKS)]
     assert counts == [0.0] * (LOOKS - 1) + [1.0] * (LOOKS + 1)
     assert notes.kinds == ["gate_alarm"]
     _, message, fields = notes[0]
     assert message.startswith("pass 2 keeps ") and words in message
     assert fields["gate_pass"] == 2 and fields["kept"] == kept
-    counts = [health.look(50 + number, HALTING, 0.1, good)[ALARMS] for number in range(LOOKS)]
+    counts = [health.look(50 + number, HALTING, True, good)[ALARMS] for number in range(LOOKS)]
     assert counts == [1.0] * (LOOKS - 1) + [0.0]
     assert notes.kinds == ["gate_alarm", "gate_recovered"]
 
@@ -49,7 +49,7 @@ def test_a_single_look_in_between_starts_the_count_anew():
     notes = Notes()
     health = GateHealth(2, notes)
     for step in range(10 * LOOKS):
-        health.look(step, HALTING, 0.1, metrics(1.0, 0.5 if step % LOOKS == 0 else 1.0))
+        health.look(step, HALTING, True, metrics(1.0, 0.5 if step % LOOKS == 0 else 1.0))
     assert not notes
 
 
@@ -58,9 +58,9 @@ def test_nothing_is_looked_at_before_the_ramp_is_over_or_without_halting():
     health = GateHealth(2, notes)
     open_gates = metrics(1.0, 1.0)
     for step in range(2 * LOOKS):
-        assert health.look(step, HALTING, 0.09, open_gates) == {}
-        assert health.look(step, Phase(name="first", steps=9, halting=False), 0.0, open_gates) == {}
-        assert GateHealth(1, notes).look(step, HALTING, 0.1, metrics(1.0)) == {}
+        assert health.look(step, HALTING, False, open_gates) == {}
+        assert health.look(step, Phase(name="first", steps=9, halting=False), True, open_gates) == {}
+        assert GateHealth(1, notes).look(step, HALTING, True, metrics(1.0)) == {}
     assert not notes
 
 
@@ -68,5 +68,5 @@ def test_a_pass_that_gets_no_tokens_is_not_the_one_to_blame():
     notes = Notes()
     health = GateHealth(4, notes)
     for step in range(LOOKS):
-        health.look(step, HALTING, 0.1, metrics(1.0, 0.0, 0.0, 0.0))
+        health.look(step, HALTING, True, metrics(1.0, 0.0, 0.0, 0.0))
     assert [fields["gate_pass"] for _, _, fields in notes] == [1]

@@ -1,0 +1,112 @@
+"""The members of the studies: the family of the paper's tables, what its figures vary, and the study of stability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.paper.study import Member, Phases
+
+REFERENCE = "adaponder"
+VANILLA, PONDER, LOOP, PAUSE, SHARED = "vanilla", "ponder", "loop", "pause", "shared-gate"
+TARGETS = (3.0, 3.4, 3.8)
+FULL_SUITES = ("validation", "depth", "policies")
+
+
+def _joined(**settings: Any) -> Phases:
+    """One phase as long as all of the shared ones together, in which nothing halts."""
+
+    def phases(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        steps = sum(phase["steps"] for phase in shared)
+        return [{"name": "all", "steps": steps, "halting": False, **settings}]
+
+    return phases
+
+
+def _last(**settings: Any) -> Phases:
+    """The shared phases with other settings in the last one."""
+    return lambda shared: [*shared[:-1], {**shared[-1], **settings}]
+
+
+def _target(depth: float) -> Phases:
+    return _last(ponder_weight=0.004, target_depth=depth, gate_lr_factor=None)
+
+
+def _continued(times: int = 1) -> Phases:
+    """Further steps of a fixed-depth network: as many as the last shared phase has, `times` over."""
+
+    def phases(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"name": "continued", "steps": times * shared[-1]["steps"], "halting": False, **CONTINUED}]
+
+    return phases
+
+
+def _gates_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gates alone for a sixth of the last phase's steps, the backbone frozen; then everything together."""
+    steps = shared[-1]["steps"]
+    return [
+        {"name": "gates", "steps": steps // 6, "train": "gates", "halting": False, **CONTINUED},
+        {**shared[-1], **CONTINUED, "steps": steps - steps // 6},
+    ]
+
+
+CONTINUED = {"peak_lr": 3e-3, "schedule": {"kind": "cosine", "warmup_share": 0.05}}
+"""Continued trainings: a third of the LR from scratch, where the paper takes a tenth of a far longer training's."""
+
+FAMILY = [
+    Member(VANILLA, "vanilla (one pass)", {"max_passes": 1}, _joined()),
+    Member(PONDER, "PonderLM (fixed depth)", {"gating": "open"}, _joined()),
+    Member(REFERENCE, "AdaPonderLM", suites=FULL_SUITES),
+    Member(LOOP, "Loop Transformer", {"gating": "open", "feedback": "hidden_state"}, _joined()),
+    Member(PAUSE, "pause tokens (3)", {"max_passes": 1, "pause_tokens": 3}, _joined()),
+    Member(SHARED, "one shared gate", {"shared_gate": True}),
+    Member("no-bottom-k", "without bottom-K", phases=_last(ponder_fraction=1.0, ramp_steps=0), branch_of=REFERENCE),
+    Member("no-kv-reuse", "without K/V reuse", {"kv_reuse": False}),
+    Member("kv-reuse-only", "K/V reuse only", {"freeze_halted": False}),
+    Member("last-gate", "gate on the last pass", {"gate_on_last_pass": True}),
+    Member("logit-loss", "ponder loss on logits", {"ponder_loss_on": "logit"}),
+]
+
+LAMBDAS, FRACTIONS = (0.05, 0.1, 0.2), (0.05, 0.1, 0.2)
+"""Figure 3; the middle ones are the paper's and the shared recipe's."""
+LAMBDA_AND_K = [
+    *(
+        Member(f"lambda-{weight:g}", f"lambda {weight:g}", phases=_last(ponder_weight=weight), branch_of=REFERENCE)
+        for weight in LAMBDAS
+        if weight != LAMBDAS[1]
+    ),
+    *(
+        Member(f"k-{share:g}", f"k {share:g}", phases=_last(ponder_fraction=share), branch_of=REFERENCE)
+        for share in FRACTIONS
+        if share != FRACTIONS[1]
+    ),
+]
+
+CONTROLLED = [
+    Member(f"target-{depth:g}", f"target depth {depth:g}", phases=_target(depth), branch_of=REFERENCE)
+    for depth in TARGETS
+]
+
+FROM_STOCK, FROM_PONDER = "from-vanilla", "from-ponder"
+VANILLA_TOKENS, VANILLA_COMPUTE = "vanilla-continued", "vanilla-continued-compute"
+CONTINUING = [
+    Member(VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued(), weights_of=VANILLA),
+    Member(VANILLA_COMPUTE, "vanilla, as much compute", {"max_passes": 1}, _continued(4), weights_of=VANILLA),
+    Member(
+        FROM_STOCK,
+        "AdaPonderLM from vanilla",
+        {"gate_start": "closed"},
+        _gates_first,
+        weights_of=VANILLA,
+        judged_at_start=True,
+    ),
+    Member(
+        FROM_PONDER,
+        "AdaPonderLM from PonderLM",
+        {"gating": "learned", "gate_start": "open"},
+        _gates_first,
+        weights_of=PONDER,
+        judged_at_start=True,
+    ),
+]
+
+PAPER = [*FAMILY, *LAMBDA_AND_K, *CONTROLLED, *CONTINUING]

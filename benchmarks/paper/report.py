@@ -1,0 +1,147 @@
+"""The report of a study: README.md, its figures and results.json in one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.paper.claims import claims
+from benchmarks.paper.figures import write_figures
+from benchmarks.paper.members import CONTINUED, CONTINUING, CONTROLLED, FAMILY, LAMBDA_AND_K, REFERENCE, VANILLA
+from benchmarks.paper.results import Results, as_data, spread
+from benchmarks.paper.study import Member, Study
+from pipeline.console import console
+from pipeline.durable import write_text
+from pipeline.versions import installed_versions
+
+
+def write_report(study: Study, folder: Path) -> None:
+    """Write the report of what was trained and judged; the same results give the same files, but for the machine's."""
+    results = Results(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = write_figures(results, folder)
+    write_text(folder / "results.json", json.dumps(as_data(results), indent=1) + "\n")
+    parts = [
+        f"# The paper's comparisons in small: {Path(study.recipe).stem}",
+        _what(study),
+        "## What the paper finds, and what came out",
+        _claims(results),
+        "## The family (the paper's table 1)",
+        _table(results, FAMILY),
+        *_section("## Lambda and k", _table(results, [_reference(), *LAMBDA_AND_K]), LAMBDA_AND_K, results),
+        *_section("## Depth held to a target", _table(results, CONTROLLED), CONTROLLED, results),
+        *_section("## Continued pretraining", _continued(results), CONTINUING, results),
+        "## Figures",
+        *(f"![{title}]({name})" for name, title in figures.items()),
+        "## Where it was made",
+        _made(),
+    ]
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+    console.print(f"report: {folder / 'README.md'}")
+
+
+def _section(title: str, text: str, members: Sequence[Member], results: Results) -> list[str]:
+    return [title, text] if any(member.name in results for member in members) else []
+
+
+def _reference() -> Member:
+    return next(member for member in FAMILY if member.name == REFERENCE)
+
+
+def _what(study: Study) -> str:
+    recipe = study.recipe_of(next(iter(study.trainings)))
+    train, backbone = study.data_recipe.train, recipe.model.backbone
+    size = (
+        backbone
+        if isinstance(backbone, str)
+        else f"{backbone.hidden_size} wide, {backbone.num_hidden_layers} deep, {backbone.vocab_size} tokens"
+    )
+    steps = " + ".join(str(phase.steps) for phase in train.phases)
+    return (
+        f"Backbone: {size}. {steps} steps of {study.data_recipe.tokens_per_step:,} tokens "
+        f"({train.steps * study.data_recipe.tokens_per_step:,} in all), the same rows in the same order for every "
+        f"member of a seed; seeds {', '.join(map(str, study.seeds))}. Every number is a mean over seeds ± their "
+        "standard deviation, on all validation rows. Loss is in nats a token."
+    )
+
+
+def _claims(results: Results) -> str:
+    rows = [
+        f"| {claim.text} | {'holds' if claim.holds else '**does not hold**'} | {claim.numbers} |"
+        for claim in claims(results)
+    ]
+    return "\n".join(["| claim | here | numbers |", "| --- | --- | --- |", *rows])
+
+
+def _table(results: Results, members: Sequence[Member]) -> str:
+    lines = [
+        "| member | loss | over vanilla | perplexity | mean depth | inference compute | training compute |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for member in members:
+        if member.name not in results:
+            continue
+        base = results.each(VANILLA, lambda each: each.training_work) if VANILLA in results else None
+        work = results.each(member.name, lambda each: each.training_work)
+        over = spread(results.above(member.name, VANILLA), sign="+") if VANILLA in results else ""
+        cells = [
+            member.title,
+            spread(results.each(member.name, lambda each: each.loss)),
+            over if member.name != VANILLA else "",
+            spread(results.each(member.name, lambda each: math.exp(each.loss)), 2),
+            spread(results.each(member.name, lambda each: each.mean_depth), 3),
+            f"{spread(results.each(member.name, lambda each: each.inference_work), 2)} x",
+            f"{work[0] / base[0]:.2f} x" if base else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Compute is counted in multiply-accumulates, head, mixtures and gates included, over"
+            " those of vanilla: inference with halted tokens skipped, training with none skipped.",
+        ]
+    )
+
+
+def _continued(results: Results) -> str:
+    lines = ["| training | starts at | ends at | mean depth |", "| --- | --- | --- | --- |"]
+    for member in CONTINUING:
+        if member.name not in results:
+            continue
+        origin = member.weights_of or ""
+        started = [each.at_start for each in results.of(member.name)]
+        losses = (
+            [each.loss for each in started if each is not None]
+            if member.judged_at_start
+            else results.each(origin, lambda each: each.loss)
+        )
+        ends = spread(results.each(member.name, lambda each: each.loss))
+        depth = spread(results.each(member.name, lambda each: each.mean_depth), 3)
+        lines.append(f"| {member.title} | {spread(losses)} | {ends} | {depth} |")
+    told = (
+        f"Peak LR {CONTINUED['peak_lr']:g}; AdaPonderLM trains its gates alone for a sixth of the steps, then "
+        "everything."
+    )
+    return "\n".join([*lines, "", told])
+
+
+def _made() -> str:
+    versions = installed_versions()
+    names = ", ".join(f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {os.cpu_count()} cores"
+    return f"{device}; Python {platform.python_version()}, {names}."
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")
+    for line in told.read_text(encoding="utf-8").splitlines() if told.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

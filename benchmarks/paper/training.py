@@ -1,0 +1,166 @@
+"""Train the members of a study by the pipeline's own command, each once, as many at a time as there are jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.paper.study import Study, Training
+from pipeline.checkpoint import checkpoint_name, complete_checkpoints, find_checkpoint, load_model
+from pipeline.console import console
+from pipeline.durable import PARTIAL_SUFFIX
+from pipeline.errors import WorldError
+from pipeline.run_folder import RunFolder
+
+_POLL_SECONDS = 0.3
+
+
+def tokenize(study: Study) -> None:
+    """Make the shards that all members read; what stands is not made again."""
+    recipe = study.root / "recipes" / "data.yaml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(study.data_recipe.resolved()), encoding="utf-8")
+    code = subprocess.run(command("tokenize", recipe, study.root), check=False).returncode
+    if code:
+        raise WorldError(f"tokenize {recipe} failed with exit code {code}: what it said stands above")
+
+
+def train(study: Study, jobs: int, threads: int) -> None:
+    """Train what is not trained yet, a training after those that it needs.
+
+    Raises `WorldError` at the end naming the runs that failed, with their logs; the others are finished by then.
+    """
+    waiting = {training.name: training for training in study.trainings if not is_trained(study, training)}
+    total = len(study.trainings)
+    if not waiting:
+        console.print(f"train: all {total} trainings stand, nothing to do")
+        return
+    for training in waiting.values():
+        study.recipe_of(training)  # a member's mistake is told before the first hour, not after it
+    running: dict[str, Running] = {}
+    failed: dict[str, Path] = {}
+    with _progress(total, total - len(waiting)) as advance:
+        try:
+            while waiting or running:
+                for name in [name for name, each in waiting.items() if set(each.needs) & set(failed)]:
+                    failed[name] = failed[next(need for need in waiting[name].needs if need in failed)]
+                    del waiting[name]
+                ready = [each for each in waiting.values() if not set(each.needs) & (waiting.keys() | running.keys())]
+                for training in ready[: jobs - len(running)]:
+                    del waiting[training.name]
+                    running[training.name] = start(study, training, threads)
+                for name, each in list(running.items()):
+                    code = each.process.poll()
+                    if code is None:
+                        continue
+                    del running[name]
+                    if code:
+                        failed[name] = each.log
+                    advance(name, each.seconds)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for each in running.values():
+                each.process.terminate()  # the training saves, and the same command goes on from there
+                each.process.wait()
+    if failed:
+        told = "; ".join(f"{name} ({log})" for name, log in failed.items())
+        raise WorldError(f"{len(failed)} of {total} trainings failed: {told}; the same command tries them again")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A training at work."""
+
+    process: subprocess.Popen
+    log: Path
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
+def start(study: Study, training: Training, threads: int) -> Running:
+    """Start a training whose needs are there."""
+    recipe = study.write_recipe(training)
+    if training.member.branch_of:
+        take_branch(study, training)
+    if training.member.weights_of:
+        export_weights(study, training.needs[-1])
+    log = study.root / "logs" / f"{training.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command("train", recipe, study.root),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+    return Running(process, log, time.monotonic())
+
+
+def is_trained(study: Study, training: Training) -> bool:
+    """Whether the run has taken its last step under the recipe that it would have today."""
+    recipe = study.recipe_of(training)
+    saved = complete_checkpoints(RunFolder(study.root, recipe).checkpoints)
+    return bool(saved) and saved[-1].step == recipe.train.steps and saved[-1].state.recipe_hash == recipe.hash()
+
+
+def take_branch(study: Study, training: Training) -> None:
+    """Give the run the checkpoint in which the first phase of the training that it branches from ends.
+
+    Files are linked, since none is ever written again. Nothing is done where the run has checkpoints.
+    """
+    folder = RunFolder(study.root, study.recipe_of(training)).checkpoints
+    if complete_checkpoints(folder):
+        return
+    trunk = next(each for each in study.trainings if each.name == training.needs[0])
+    step = study.recipe_of(trunk).train.phases[0].steps
+    taken = find_checkpoint(RunFolder(study.root, study.recipe_of(trunk)).checkpoints, checkpoint_name(step))
+    partial = folder / f"{taken.name}{PARTIAL_SUFFIX}"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(taken.path, partial, copy_function=os.link)
+    partial.rename(folder / taken.name)
+
+
+def export_weights(study: Study, run: str) -> None:
+    """Write a run's last weights as a folder that `model.backbone` takes; nothing where they stand."""
+    folder = study.weights(run)
+    if folder.is_dir():
+        return
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    load_model(find_checkpoint(study.root / run / "checkpoints")).save_pretrained(partial)
+    partial.rename(folder)
+
+
+def command(stage: str, recipe: Path, root: Path) -> list[str]:
+    return [sys.executable, "-m", "pipeline", stage, str(recipe), "--runs", str(root)]
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[str, float], None]]:
+    columns = (
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("", total=total, completed=done)
+
+        def advance(name: str, seconds: float) -> None:
+            bars.update(task, advance=1, description=f"{name}: {seconds:.0f} s")
+
+        yield advance
