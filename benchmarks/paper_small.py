@@ -55,7 +55,8 @@ def _needs(member) -> list[str]:
 def _arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="The paper's comparisons in small, from nothing to a report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--recipe", type=Path, default=HERE / "paper_small.yaml", help="what all members share")
     parser.add_argument("--data", help="folder of text files or file of JSON lines, in the place of the recipe's text")

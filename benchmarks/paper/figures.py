@@ -96,7 +96,7 @@ def _loss_by_depth(results: Results, path: Path, title: str) -> None:
         color = COLOURS[number % len(COLOURS)]
         axes.scatter(
             [each.depth + 0.06 * number for each in entries],
-            [each.loss for each in entries],
+            [each.loss or 0.0 for each in entries],
             s=[30 + 600 * each.tokens / total for each in entries],
             color=color,
             alpha=0.6,

@@ -79,7 +79,7 @@ class Study:
     def data_recipe(self) -> Recipe:
         """The run that makes the shards; its seed is the recipe's own, so that all members read the same rows."""
         shared = read_recipe(self.recipe)
-        content = shared.resolved() | {"name": "data"}
+        content: dict[str, Any] = {**shared.resolved(), "name": "data"}
         if self.data is not None:
             content["tokenize"]["sources"] = [_source(Path(self.data))]
         return parse_recipe(content, self.recipe)
