@@ -49,6 +49,18 @@ def _gates_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _opening_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Half of the last phase's steps in which nothing halts, so that gates that start closed may open; then halting.
+
+    The gates learn as fast as the rest: a slower one stays closed for as long as these trainings are.
+    """
+    half, own = shared[-1]["steps"] // 2, {**CONTINUED, "gate_lr_factor": 1.0}
+    return [
+        {"name": "opening", "steps": half, "halting": False, **own},
+        {**shared[-1], **own, "steps": shared[-1]["steps"] - half, "ramp_steps": shared[-1]["ramp_steps"] // 2},
+    ]
+
+
 CONTINUED = {"peak_lr": 3e-3, "schedule": {"kind": "cosine", "warmup_share": 0.05}}
 """Continued trainings: a third of the LR from scratch, where the paper takes a tenth of a far longer training's."""
 
@@ -95,7 +107,7 @@ CONTINUING = [
         FROM_STOCK,
         "AdaPonderLM from vanilla",
         {"gate_start": "closed"},
-        _gates_first,
+        _opening_first,
         weights_of=VANILLA,
         judged_at_start=True,
     ),

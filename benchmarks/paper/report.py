@@ -126,8 +126,8 @@ def _continued(results: Results) -> str:
         depth = spread(results.each(member.name, lambda each: each.mean_depth), 3)
         lines.append(f"| {member.title} | {spread(losses)} | {ends} | {depth} |")
     told = (
-        f"Peak LR {CONTINUED['peak_lr']:g}; AdaPonderLM trains its gates alone for a sixth of the steps, then "
-        "everything."
+        f"Peak LR {CONTINUED['peak_lr']:g}. From PonderLM the gates are trained alone for a sixth of the steps, then "
+        "everything; from vanilla, where they start nearly closed, everything, and nothing halts in the first half."
     )
     return "\n".join([*lines, "", told])
 
