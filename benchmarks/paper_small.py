@@ -2,6 +2,7 @@
 
     python -m benchmarks.paper_small
     python -m benchmarks.paper_small --seeds 1 --members vanilla ponder adaponder
+    python -m benchmarks.paper_small --study stability --runs runs/stability --report runs/stability/report
     python -m benchmarks.paper_small --data /data/texts --recipe benchmarks/paper_70m.yaml
 
 The same command again trains and judges what is missing, and writes the report anew.
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.paper.judging import judge
-from benchmarks.paper.members import PAPER
+from benchmarks.paper.members import STUDIES
 from benchmarks.paper.report import write_report
 from benchmarks.paper.study import Study
 from benchmarks.paper.training import tokenize, train
@@ -29,13 +30,14 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     chosen = _arguments()
-    names = [member.name for member in PAPER]
+    all_members = STUDIES[chosen.study]
+    names = [member.name for member in all_members]
     wanted = set(chosen.members or names)
     if unknown := sorted(wanted - set(names)):
         error_console.print(f"--members: there is no {', '.join(unknown)}; there are {', '.join(names)}")
         return 2
-    needed = wanted | {other for member in PAPER if member.name in wanted for other in _needs(member)}
-    members = [member for member in PAPER if member.name in needed]
+    needed = wanted | {other for member in all_members if member.name in wanted for other in _needs(member)}
+    members = [member for member in all_members if member.name in needed]
     study = Study(str(chosen.recipe), chosen.runs.absolute(), members, chosen.seeds, chosen.data)
     try:
         tokenize(study)
@@ -59,6 +61,9 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--recipe", type=Path, default=HERE / "paper_small.yaml", help="what all members share")
+    parser.add_argument(
+        "--study", choices=STUDIES, default="paper", help="stability: what gates start from and learn by"
+    )
     parser.add_argument("--data", help="folder of text files or file of JSON lines, in the place of the recipe's text")
     parser.add_argument("--runs", type=Path, default=Path("runs/paper-small"), help="folder of all runs")
     parser.add_argument("--report", type=Path, default=Path("runs/paper-small/report"), help="folder of the report")

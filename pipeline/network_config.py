@@ -55,6 +55,7 @@ def adaponder_fields(recipe: Recipe, hidden_size: int) -> dict[str, Any]:
         "embed_scale": math.sqrt(hidden_size) if section.scale_embeds else 1.0,
         "initial_embed_scale": section.initial_embed_scale,
         "gate_bias": section.gate_bias,
+        "gate_output_std": section.gate_output_std,
         "mixture_top_k": section.mixture_top_k,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from pipeline.durable import sha256_json
 from pipeline.recipe_cluster import ClusterSection
@@ -89,8 +89,11 @@ class ModelSection(Section):
     takes seq_len * (1 + pause_tokens) positions."""
     shared_gate: bool = False
     """True: one gate for all passes, in the place of one for each; it collapses (A 4.4.3)."""
-    gate_start: Literal["open", "closed"] = "open"
-    """open: the first pass feeds back fully (from scratch, from PonderLM); closed: nearly the stock network."""
+    gate_start: Literal["open", "closed"] | FiniteFloat = "open"
+    """open: the first pass feeds back fully (from scratch, from PonderLM); closed: nearly the stock network; or the
+    gates' first logit itself."""
+    gate_output_std: NonNegativeFloat = 1e-3
+    """Start of the gates' output weights: how far tokens' first logits lie apart."""
     gate_on_last_pass: bool = False
     """True puts a gate after the last pass too; it can only serve the ponder loss."""
     ponder_loss_on: Literal["probability", "logit"] = "probability"
@@ -119,6 +122,8 @@ class ModelSection(Section):
     @property
     def gate_bias(self) -> float:
         """Start of the gates' output bias (method section 4): +3 from scratch, +4 from PonderLM, -4 closed."""
+        if isinstance(self.gate_start, float):
+            return self.gate_start
         if self.gate_start == "closed":
             return -4.0
         return 3.0 if self.start == "scratch" else 4.0

@@ -166,3 +166,6 @@ def test_gate_bias_follows_the_start():
     assert read_recipe("quickstart").model.gate_bias == 3.0
     assert read_recipe("pythia-1.4b-continued").model.gate_bias == 4.0
     assert read_recipe("pythia-1.4b-from-stock").model.gate_bias == -4.0
+    assert read_recipe("quickstart", ["model.gate_start=-1.5"]).model.gate_bias == -1.5
+    with pytest.raises(UserError, match="model.gate_start"):
+        read_recipe("quickstart", ["model.gate_start=ajar"])

@@ -16,7 +16,7 @@ from benchmarks.paper.members import (
     VANILLA,
     VANILLA_TOKENS,
 )
-from benchmarks.paper.results import Results, spread
+from benchmarks.paper.results import Result, Results, spread
 
 LOSS_BOUND, PASSES_BOUND = 0.01, 0.95
 """AdaPonderLM's loss above PonderLM's, nats; its passes over PonderLM's."""
@@ -71,11 +71,8 @@ def _better_policy(results: Results) -> Claim:
 
 
 def _deeper_is_harder(results: Results) -> Claim:
-    differences = []
-    for result in results.of(REFERENCE):
-        counted = [each for each in result.found.by_depth if each.tokens >= SHALLOW_TOKENS and each.loss is not None]
-        if len(counted) > 1:
-            differences.append((counted[-1].loss or 0.0) - (counted[0].loss or 0.0))
+    found = [deeper_over_shallower(result) for result in results.of(REFERENCE)]
+    differences = [difference for difference in found if difference is not None]
     return Claim(
         "Deeper tokens are harder",
         len(differences) == len(results.seeds) and min(differences) > 0,
@@ -95,7 +92,7 @@ def _better_than_vanilla(results: Results) -> Claim:
 
 
 def _separate_gates(results: Results) -> Claim:
-    own, shared = ([_collapsed(result.lines) for result in results.of(name)] for name in (REFERENCE, SHARED))
+    own, shared = ([collapsed(result.lines) for result in results.of(name)] for name in (REFERENCE, SHARED))
     return Claim(
         "Separate gates are stable where the shared one is not",
         not any(own) and all(shared),
@@ -105,7 +102,13 @@ def _separate_gates(results: Results) -> Claim:
     )
 
 
-def _collapsed(lines: list[dict[str, float]]) -> bool:
+def deeper_over_shallower(result: Result) -> float | None:
+    """Loss of the deepest tokens above that of the shallowest, nats; None where all have one depth."""
+    counted = [each.loss for each in result.found.by_depth if each.tokens >= SHALLOW_TOKENS and each.loss is not None]
+    return counted[-1] - counted[0] if len(counted) > 1 else None
+
+
+def collapsed(lines: list[dict[str, float]]) -> bool:
     """Whether all gates together keep nearly everything or nearly nothing at the training's end."""
     last = lines[-1]
     passes = sorted(name for name in last if name.startswith("depth/keep_ratio_pass_"))

@@ -122,3 +122,56 @@ CONTINUING = [
 ]
 
 PAPER = [*FAMILY, *LAMBDA_AND_K, *CONTROLLED, *CONTINUING]
+
+
+def _halting_from(step: int) -> Phases:
+    """The same number of steps, of which tokens may halt from `step` on; 0: from the first."""
+
+    def phases(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        halting = {**shared[-1], "steps": sum(phase["steps"] for phase in shared) - step}
+        return [*([{**shared[0], "steps": step}] if step else []), halting]
+
+    return phases
+
+
+def _gates_of_first_phase(factor: float) -> Phases:
+    return lambda shared: [{**shared[0], "gate_lr_factor": factor}, *shared[1:]]
+
+
+STABILITY = [
+    next(member for member in FAMILY if member.name == VANILLA),
+    Member(REFERENCE, "as shared by all"),
+    *(Member(f"bias-{bias:g}", f"gates start at logit {bias:g} (3)", {"gate_start": bias}) for bias in (0.0, 1.0, 5.0)),
+    *(
+        Member(f"spread-{std:g}", f"output weights of gates start at {std:g} (0.001)", {"gate_output_std": std})
+        for std in (0.01, 0.1)
+    ),
+    *(
+        Member(f"halting-from-{step}", f"tokens may halt from step {step} on (300)", phases=_halting_from(step))
+        for step in (0, 100)
+    ),
+    *(
+        Member(f"ramp-{steps}", f"ramp of {steps} steps (75)", phases=_last(ramp_steps=steps), branch_of=REFERENCE)
+        for steps in (0, 200)
+    ),
+    *(
+        Member(
+            f"first-gate-lr-{factor:g}",
+            f"LR of gates {factor:g} of the others' before tokens halt (0.05)",
+            phases=_gates_of_first_phase(factor),
+        )
+        for factor in (0.01, 0.2, 1.0)
+    ),
+    *(
+        Member(
+            f"gate-lr-{factor:g}",
+            f"LR of gates {factor:g} of the others' while tokens halt (0.2)",
+            phases=_last(gate_lr_factor=factor),
+            branch_of=REFERENCE,
+        )
+        for factor in (0.05, 1.0)
+    ),
+]
+"""One setting at a time; what the shared recipe has stands in brackets."""
+
+STUDIES = {"paper": PAPER, "stability": STABILITY}

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.paper.claims import claims
+from benchmarks.paper.claims import claims, collapsed, deeper_over_shallower
 from benchmarks.paper.figures import write_figures
-from benchmarks.paper.members import CONTINUED, CONTINUING, CONTROLLED, FAMILY, LAMBDA_AND_K, REFERENCE, VANILLA
+from benchmarks.paper.members import (
+    CONTINUED,
+    CONTINUING,
+    CONTROLLED,
+    FAMILY,
+    LAMBDA_AND_K,
+    REFERENCE,
+    STABILITY,
+    VANILLA,
+)
 from benchmarks.paper.results import Results, as_data, spread
 from benchmarks.paper.study import Member, Study
 from pipeline.console import console
@@ -32,8 +41,8 @@ def write_report(study: Study, folder: Path) -> None:
         _what(study),
         "## What the paper finds, and what came out",
         _claims(results),
-        "## The family (the paper's table 1)",
-        _table(results, FAMILY),
+        *_section("## The family (the paper's table 1)", _table(results, FAMILY), FAMILY[1:2], results),
+        *_section("## One setting at a time", _stability(results), STABILITY[2:], results),
         *_section("## Lambda and k", _table(results, [_reference(), *LAMBDA_AND_K]), LAMBDA_AND_K, results),
         *_section("## Depth held to a target", _table(results, CONTROLLED), CONTROLLED, results),
         *_section("## Continued pretraining", _continued(results), CONTINUING, results),
@@ -108,6 +117,26 @@ def _table(results: Results, members: Sequence[Member]) -> str:
             " those of vanilla: inference with halted tokens skipped, training with none skipped.",
         ]
     )
+
+
+def _stability(results: Results) -> str:
+    lines = [
+        "| setting | loss | mean depth | loss of the deepest above the shallowest | runs whose gates decide nothing |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for member in STABILITY:
+        if member.name in results and member.name != VANILLA:
+            found = results.of(member.name)
+            steps = [step for each in found if (step := deeper_over_shallower(each)) is not None]
+            cells = [
+                member.title,
+                spread(results.each(member.name, lambda each: each.loss)),
+                spread(results.each(member.name, lambda each: each.mean_depth), 3),
+                spread(steps, sign="+") if steps else "all tokens have one depth",
+                f"{sum(collapsed(each.lines) for each in found)} of {len(found)}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _continued(results: Results) -> str:

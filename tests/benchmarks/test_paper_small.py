@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.paper.claims import _beyond_spread
-from benchmarks.paper.members import PAPER
+from benchmarks.paper.members import PAPER, STABILITY
 from benchmarks.paper.results import spread
 from benchmarks.paper.study import Study, Training
 from pipeline.errors import UserError
@@ -57,6 +57,16 @@ def test_members_share_data_and_steps_and_differ_in_what_they_say(study, member)
         trunk = study.recipe_of(Training(next(each for each in PAPER if each.name == member.branch_of), 2))
         assert recipe.train.phases[0] == trunk.train.phases[0] and recipe.model == trunk.model
         assert recipe.train.phases[1:] != trunk.train.phases[1:]
+
+
+@pytest.mark.parametrize("member", STABILITY, ids=lambda member: member.name)
+def test_the_study_of_stability_changes_one_thing_at_a_time(tmp_path, member):
+    study = Study(str(RECIPE), tmp_path, STABILITY, (1,))
+    recipe, shared = study.recipe_of(Training(member, 1)), read_recipe(str(RECIPE))
+    assert recipe.train.steps == shared.train.steps
+    changed = {name for name, value in recipe.model if value != getattr(shared.model, name)}
+    if member.name not in ("vanilla", "adaponder"):
+        assert len(changed) + (recipe.train.phases != shared.train.phases) == 1
 
 
 def test_another_text_takes_the_place_of_the_recipe_s(tmp_path):
