@@ -123,7 +123,9 @@ def stopped_at_a_part(process: psutil.Process, folder: RunFolder) -> bool:
     """Kill the process if it is at a part; stopped first, so that it is still there when it dies."""
     try:
         process.suspend()
-        if any(opened.path.startswith(str(folder.shards / "parts")) for opened in process.open_files()):
+        # Until it has a command line of its own it is a copy of its parent, with the parent's files.
+        began = "spawn_main" in " ".join(process.cmdline())
+        if began and any(opened.path.startswith(str(folder.shards / "parts")) for opened in process.open_files()):
             process.kill()
             return True
         process.resume()
