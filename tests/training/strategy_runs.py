@@ -132,8 +132,8 @@ def state_bytes(out: Path, strategy: str, sums: str) -> dict[str, int]:
     # Wider than elsewhere: beside the states, what tensors there are by number counts for little.
     backbone = {"hidden_size": 64, "intermediate_size": 256}
     engine = engine_for(out, strategy, backbone=backbone, precision="bf16", grad_accum_dtype=sums, global_batch=8)
-    # A step of two micro-batches, for AdamW's moments, and the first of the next; twice, since what is alive for a moment
-    # only, in another thread, is not there both times.
+    # A step of two micro-batches, for AdamW's moments, and the first of the next; twice, since what is alive for a
+    # moment only, in another thread, is not there both times.
     alive = []
     for number in range(5):
         micro_batch(engine, number)
