@@ -3,7 +3,7 @@
     python -m benchmarks.paper_small
     python -m benchmarks.paper_small --seeds 1 --members vanilla ponder adaponder
     python -m benchmarks.paper_small --study stability --runs runs/stability --report runs/stability/report
-    python -m benchmarks.paper_small --data /data/texts --recipe benchmarks/paper_70m.yaml
+    python -m benchmarks.paper_small --data /data/texts --recipe another.yaml
 
 The same command again trains and judges what is missing, and writes the report anew.
 """
@@ -36,7 +36,7 @@ def main() -> int:
     if unknown := sorted(wanted - set(names)):
         error_console.print(f"--members: there is no {', '.join(unknown)}; there are {', '.join(names)}")
         return 2
-    needed = wanted | {other for member in all_members if member.name in wanted for other in _needs(member)}
+    needed = wanted | {other for member in all_members if member.name in wanted for other in member.needs}
     members = [member for member in all_members if member.name in needed]
     study = Study(str(chosen.recipe), chosen.runs.absolute(), members, chosen.seeds, chosen.data)
     try:
@@ -48,10 +48,6 @@ def main() -> int:
         error_console.print(str(error), style="red", markup=False)
         return error.exit_code
     return 0
-
-
-def _needs(member) -> list[str]:
-    return [other for other in (member.branch_of, member.weights_of) if other]
 
 
 def _arguments() -> argparse.Namespace:

@@ -39,7 +39,8 @@ def _varied() -> list[str]:
 
 
 def _member(what: str, value: float) -> str:
-    return REFERENCE if value == 0.1 else f"{what}-{value:g}"
+    shared = LAMBDAS[1] if what == "lambda" else FRACTIONS[1]
+    return REFERENCE if value == shared else f"{what}-{value:g}"
 
 
 def _told(results: Results) -> str:

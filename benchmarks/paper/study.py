@@ -40,6 +40,11 @@ class Member:
     judged_at_start: bool = False
     """Whether its weights before the first step are judged too."""
 
+    @property
+    def needs(self) -> list[str]:
+        """Names of the members that have to be trained before."""
+        return [other for other in (self.branch_of, self.weights_of) if other]
+
 
 @dataclass(frozen=True)
 class Training:
@@ -55,7 +60,7 @@ class Training:
     @property
     def needs(self) -> list[str]:
         """Names of the runs that have to be finished before."""
-        return [run_name(other, self.seed) for other in (self.member.branch_of, self.member.weights_of) if other]
+        return [run_name(other, self.seed) for other in self.member.needs]
 
 
 @dataclass(frozen=True)

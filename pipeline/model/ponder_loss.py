@@ -61,10 +61,8 @@ def depth_loss(
     comes_to = depths.unsqueeze(-1) > passes
     if counted is not None:
         comes_to = comes_to & counted.bool().unsqueeze(-1)
-    # tau 0 closes no gate, whatever its logit.
+    # tau 0 closes no gate, whatever its logit: all are infinitely far from it.
     edge = math.log(threshold / (1 - threshold)) if threshold > 0 else -math.inf
-    if not math.isfinite(edge):
-        return torch.where(comes_to, gate_logits, torch.zeros_like(gate_logits)).sum() * 0.0
     one_side = comes_to & ((gate_logits >= edge) if closing else (gate_logits < edge))
     sign = 1.0 if closing else -1.0
     distance = (sign * (gate_logits - edge) + DEPTH_MARGIN).masked_fill(~one_side, torch.inf).flatten().sort().values
