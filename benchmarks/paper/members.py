@@ -62,7 +62,7 @@ def _opening_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 CONTINUED = {"peak_lr": 3e-3, "schedule": {"kind": "cosine", "warmup_share": 0.05}}
-"""Continued trainings: a third of the LR from scratch, where the paper takes a tenth of a far longer training's."""
+"""Continued trainings: three fifths of the LR from scratch, where the paper takes a tenth of a far longer training's."""
 
 FAMILY = [
     Member(VANILLA, "vanilla (one pass)", {"max_passes": 1}, _joined()),
@@ -147,12 +147,12 @@ STABILITY = [
         for std in (0.01, 0.1)
     ),
     *(
-        Member(f"halting-from-{step}", f"tokens may halt from step {step} on (300)", phases=_halting_from(step))
-        for step in (0, 100)
+        Member(f"halting-from-{step}", f"tokens may halt from step {step} on (640)", phases=_halting_from(step))
+        for step in (0, 200)
     ),
     *(
-        Member(f"ramp-{steps}", f"ramp of {steps} steps (75)", phases=_last(ramp_steps=steps), branch_of=REFERENCE)
-        for steps in (0, 200)
+        Member(f"ramp-{steps}", f"ramp of {steps} steps (160)", phases=_last(ramp_steps=steps), branch_of=REFERENCE)
+        for steps in (0, 480)
     ),
     *(
         Member(
@@ -165,11 +165,11 @@ STABILITY = [
     *(
         Member(
             f"gate-lr-{factor:g}",
-            f"LR of gates {factor:g} of the others' while tokens halt (0.2)",
+            f"LR of gates {factor:g} of the others' while tokens halt (0.4)",
             phases=_last(gate_lr_factor=factor),
             branch_of=REFERENCE,
         )
-        for factor in (0.05, 1.0)
+        for factor in (0.05, 0.2, 1.0)
     ),
 ]
 """One setting at a time; what the shared recipe has stands in brackets."""
