@@ -235,6 +235,10 @@ class TrainSection(Section):
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    def gate_lr_factor(self, phase: Phase) -> float:
+        """LR of the gates over LR of everything else in a phase."""
+        return self.optimizer.gate_lr_factor if phase.gate_lr_factor is None else phase.gate_lr_factor
+
     def phase_problems(self) -> list[str]:
         """What contradicts what in the phases and their schedules, each problem with its place; lengths in steps."""
         problems = []

@@ -124,14 +124,19 @@ CONTINUING = [
 PAPER = [*FAMILY, *LAMBDA_AND_K, *CONTROLLED, *CONTINUING]
 
 
-def _halting_from(step: int) -> Phases:
-    """The same number of steps, of which tokens may halt from `step` on; 0: from the first."""
+def _halting_after(share: float) -> Phases:
+    """The same number of steps, of which tokens may halt after that share of the first phase; 0: from the first on."""
 
     def phases(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        halting = {**shared[-1], "steps": sum(phase["steps"] for phase in shared) - step}
-        return [*([{**shared[0], "steps": step}] if step else []), halting]
+        steps = round(share * shared[0]["steps"])
+        halting = {**shared[-1], "steps": sum(phase["steps"] for phase in shared) - steps}
+        return [*([{**shared[0], "steps": steps}] if steps else []), halting]
 
     return phases
+
+
+def _ramp(times: int) -> Phases:
+    return lambda shared: _last(ramp_steps=times * shared[-1]["ramp_steps"])(shared)
 
 
 def _gates_of_first_phase(factor: float) -> Phases:
@@ -141,23 +146,19 @@ def _gates_of_first_phase(factor: float) -> Phases:
 STABILITY = [
     next(member for member in FAMILY if member.name == VANILLA),
     Member(REFERENCE, "as shared by all"),
-    *(Member(f"bias-{bias:g}", f"gates start at logit {bias:g} (3)", {"gate_start": bias}) for bias in (0.0, 1.0, 5.0)),
+    *(Member(f"bias-{bias:g}", f"gates start at logit {bias:g}", {"gate_start": bias}) for bias in (0.0, 1.0, 5.0)),
     *(
-        Member(f"spread-{std:g}", f"output weights of gates start at {std:g} (0.001)", {"gate_output_std": std})
+        Member(f"spread-{std:g}", f"output weights of gates start at {std:g}", {"gate_output_std": std})
         for std in (0.01, 0.1)
     ),
-    *(
-        Member(f"halting-from-{step}", f"tokens may halt from step {step} on (640)", phases=_halting_from(step))
-        for step in (0, 200)
-    ),
-    *(
-        Member(f"ramp-{steps}", f"ramp of {steps} steps (160)", phases=_last(ramp_steps=steps), branch_of=REFERENCE)
-        for steps in (0, 480)
-    ),
+    Member("halting-at-once", "tokens may halt from the first step on", phases=_halting_after(0)),
+    Member("halting-early", "tokens may halt after a third of the first phase", phases=_halting_after(1 / 3)),
+    Member("ramp-none", "no ramp", phases=_ramp(0), branch_of=REFERENCE),
+    Member("ramp-long", "a ramp three times as long", phases=_ramp(3), branch_of=REFERENCE),
     *(
         Member(
             f"first-gate-lr-{factor:g}",
-            f"LR of gates {factor:g} of the others' before tokens halt (0.05)",
+            f"LR of gates {factor:g} of the others' before tokens halt",
             phases=_gates_of_first_phase(factor),
         )
         for factor in (0.01, 0.2, 1.0)
@@ -165,13 +166,13 @@ STABILITY = [
     *(
         Member(
             f"gate-lr-{factor:g}",
-            f"LR of gates {factor:g} of the others' while tokens halt (0.4)",
+            f"LR of gates {factor:g} of the others' while tokens halt",
             phases=_last(gate_lr_factor=factor),
             branch_of=REFERENCE,
         )
         for factor in (0.05, 0.2, 1.0)
     ),
 ]
-"""One setting at a time; what the shared recipe has stands in brackets."""
+"""One setting at a time; the shared recipe has another value of each."""
 
 STUDIES = {"paper": PAPER, "stability": STABILITY}

@@ -76,8 +76,7 @@ def learning_rates(train: TrainSection, step: int) -> LearningRates:
     else:
         share = schedule_share(train.optimizer.schedule, step, train.steps)
     rate = share * (train.optimizer.peak_lr if phase.peak_lr is None else phase.peak_lr)
-    factor = train.optimizer.gate_lr_factor if phase.gate_lr_factor is None else phase.gate_lr_factor
-    return LearningRates(rate, rate * factor)
+    return LearningRates(rate, rate * train.gate_lr_factor(phase))
 
 
 def schedule_share(schedule: Schedule, step: int, total_steps: int) -> float:
