@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main() -> int:
     needed = wanted | {other for member in all_members if member.name in wanted for other in member.needs}
     members = [member for member in all_members if member.name in needed]
     study = Study(str(chosen.recipe), chosen.runs.absolute(), members, chosen.seeds, chosen.data)
+    # As Ctrl-C does: the trainings that run are ended too, after a save.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         tokenize(study)
         train(study, chosen.jobs, chosen.threads)

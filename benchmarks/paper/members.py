@@ -62,7 +62,7 @@ def _opening_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 CONTINUED = {"peak_lr": 3e-3, "schedule": {"kind": "cosine", "warmup_share": 0.05}}
-"""Continued trainings: three fifths of the LR from scratch, where the paper takes a tenth of a far longer training's."""
+"""Continued trainings: three fifths of the LR from scratch; the paper takes a tenth of a far longer training's."""
 
 FAMILY = [
     Member(VANILLA, "vanilla (one pass)", {"max_passes": 1}, _joined()),

@@ -139,8 +139,8 @@ def _stability(results: Results) -> str:
     model, train = results.study.data_recipe.model, results.study.data_recipe.train
     before, after = (train.gate_lr_factor(phase) for phase in (train.phases[0], train.phases[-1]))
     told = (
-        f"Shared by all: gates start at logit {model.gate_bias:g} with output weights of {model.gate_output_std:g}; tokens "
-        f"may halt after {train.phases[0].steps:,} of {train.steps:,} steps, over a ramp of "
+        f"Shared by all: gates start at logit {model.gate_bias:g} with output weights of {model.gate_output_std:g}; "
+        f"tokens may halt after {train.phases[0].steps:,} of {train.steps:,} steps, over a ramp of "
         f"{train.phases[-1].ramp_steps:,}; the gates' LR is {before:g} of the others' before that and {after:g} after."
     )
     return "\n".join([*lines, "", told])
