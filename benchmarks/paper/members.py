@@ -61,8 +61,9 @@ def _opening_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-CONTINUED = {"peak_lr": 3e-3, "schedule": {"kind": "cosine", "warmup_share": 0.05}}
-"""Continued trainings: three fifths of the LR from scratch; the paper takes a tenth of a far longer training's."""
+CONTINUED = {"schedule": {"kind": "cosine", "warmup_share": 0.05}}
+CONTINUED_LR = 0.6
+"""Of the LR from scratch; the paper takes a tenth of a far longer training's."""
 
 FAMILY = [
     Member(VANILLA, "vanilla (one pass)", {"max_passes": 1}, _joined()),
@@ -101,13 +102,23 @@ CONTROLLED = [
 FROM_STOCK, FROM_PONDER = "from-vanilla", "from-ponder"
 VANILLA_TOKENS, VANILLA_COMPUTE = "vanilla-continued", "vanilla-continued-compute"
 CONTINUING = [
-    Member(VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued(), weights_of=VANILLA),
-    Member(VANILLA_COMPUTE, "vanilla, as much compute", {"max_passes": 1}, _continued(4), weights_of=VANILLA),
+    Member(
+        VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued(), CONTINUED_LR, weights_of=VANILLA
+    ),
+    Member(
+        VANILLA_COMPUTE,
+        "vanilla, as much compute",
+        {"max_passes": 1},
+        _continued(4),
+        CONTINUED_LR,
+        weights_of=VANILLA,
+    ),
     Member(
         FROM_STOCK,
         "AdaPonderLM from vanilla",
         {"gate_start": "closed"},
         _opening_first,
+        CONTINUED_LR,
         weights_of=VANILLA,
         judged_at_start=True,
     ),
@@ -116,6 +127,7 @@ CONTINUING = [
         "AdaPonderLM from PonderLM",
         {"gating": "learned", "gate_start": "open"},
         _gates_first,
+        CONTINUED_LR,
         weights_of=PONDER,
         judged_at_start=True,
     ),

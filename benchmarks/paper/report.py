@@ -14,7 +14,7 @@ import torch
 from benchmarks.paper.claims import claims, collapsed, deeper_over_shallower
 from benchmarks.paper.figures import write_figures
 from benchmarks.paper.members import (
-    CONTINUED,
+    CONTINUED_LR,
     CONTINUING,
     CONTROLLED,
     FAMILY,
@@ -162,8 +162,9 @@ def _continued(results: Results) -> str:
         depth = spread(results.each(member.name, lambda each: each.mean_depth), 3)
         lines.append(f"| {member.title} | {spread(losses)} | {ends} | {depth} |")
     told = (
-        f"Peak LR {CONTINUED['peak_lr']:g}. From PonderLM the gates are trained alone for a sixth of the steps, then "
-        "everything; from vanilla, where they start nearly closed, everything, and nothing halts in the first half."
+        f"Peak LR {CONTINUED_LR:g} of that from scratch. From PonderLM the gates are trained alone for a sixth of the "
+        "steps, then everything; from vanilla, where they start nearly closed, everything, and nothing halts in the "
+        "first half."
     )
     return "\n".join([*lines, "", told])
 

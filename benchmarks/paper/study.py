@@ -31,7 +31,8 @@ class Member:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the recipe's model section."""
     phases: Phases = lambda shared: shared
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    lr_share: float = 1.0
+    """Its peak LR over the shared recipe's."""
     branch_of: str | None = None
     """The member whose first phase this one shares: it goes on from that phase's checkpoint, optimizer included."""
     weights_of: str | None = None
@@ -104,7 +105,7 @@ class Study:
         if member.weights_of:
             content["model"] |= {"start": "weights", "backbone": str(self.weights(training.needs[-1]))}
         content["train"]["phases"] = member.phases(content["train"]["phases"])
-        content["train"]["optimizer"] |= member.optimizer
+        content["train"]["optimizer"]["peak_lr"] *= member.lr_share
         return parse_recipe(content, f"{self.recipe}, {member.name}")
 
     def recipe_file(self, training: Training) -> Path:

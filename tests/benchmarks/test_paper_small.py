@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from hypothesis import given
@@ -21,16 +22,18 @@ from benchmarks.paper.results import spread
 from benchmarks.paper.study import Study, Training
 from pipeline.errors import UserError
 from pipeline.recipe_reader import read_recipe
+from pipeline.training.checks import check_recipe
 from tests.conftest import Runs, tiny_recipe
 
 PROJECT = Path(__file__).parents[2]
 RECIPE = PROJECT / "benchmarks" / "paper_small.yaml"
+RECIPES = [RECIPE, PROJECT / "benchmarks" / "paper_70m.yaml"]
 FEW = ("vanilla", "ponder", "adaponder", "no-bottom-k", "from-vanilla")
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study(str(RECIPE), tmp_path, PAPER, (1, 2))
+@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
+    return Study(str(request.param), tmp_path, PAPER, (1, 2))
 
 
 def test_every_member_has_a_name_and_a_title_of_its_own(study):
@@ -40,18 +43,20 @@ def test_every_member_has_a_name_and_a_title_of_its_own(study):
 
 @pytest.mark.parametrize("member", PAPER, ids=lambda member: member.name)
 def test_members_share_data_and_steps_and_differ_in_what_they_say(study, member):
-    shared = read_recipe(str(RECIPE))
+    shared = read_recipe(study.recipe)
     recipe = study.recipe_of(Training(member, 2))
     assert recipe.tokenize == shared.tokenize
     assert recipe.data.shards == str(study.root / "data" / "shards")
     assert recipe.seed == (1002 if member.weights_of else 2)
     assert recipe.train.global_batch == shared.train.global_batch
+    assert recipe.train.optimizer.peak_lr == member.lr_share * shared.train.optimizer.peak_lr
     model = recipe.model.model_dump()
     assert {name: model[name] for name in member.model} == dict(member.model)
     if member.weights_of:
         assert recipe.model.start == "weights"
         assert recipe.model.backbone == str(study.root / f"{member.weights_of}-seed2" / "weights")
     else:
+        check_recipe(recipe, 1, elsewhere="gpu")
         assert recipe.train.steps == shared.train.steps
     if member.branch_of:
         trunk = study.recipe_of(Training(next(each for each in PAPER if each.name == member.branch_of), 2))
@@ -59,10 +64,11 @@ def test_members_share_data_and_steps_and_differ_in_what_they_say(study, member)
         assert recipe.train.phases[1:] != trunk.train.phases[1:]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("member", STABILITY, ids=lambda member: member.name)
-def test_the_study_of_stability_changes_one_thing_at_a_time(tmp_path, member):
-    study = Study(str(RECIPE), tmp_path, STABILITY, (1,))
-    recipe, shared = study.recipe_of(Training(member, 1)), read_recipe(str(RECIPE))
+def test_the_study_of_stability_changes_one_thing_at_a_time(tmp_path, member, path):
+    study = Study(str(path), tmp_path, STABILITY, (1,))
+    recipe, shared = study.recipe_of(Training(member, 1)), read_recipe(str(path))
     assert recipe.train.steps == shared.train.steps
     changed = {name for name, value in recipe.model if value != getattr(shared.model, name)}
     if member.name not in ("vanilla", "adaponder"):
@@ -121,8 +127,10 @@ def test_a_whole_study_that_is_stopped_once(tmp_path: Path, text_folder: Path, r
     while not (tmp_path / "runs" / "ponder-seed3" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline and stopped.poll() is None
         time.sleep(0.2)
-    stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(timeout=60)
+    trainings = psutil.Process(stopped.pid).children(recursive=True)
+    stopped.terminate()
+    assert stopped.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(trainings, timeout=10)[1]
 
     done = subprocess.run(command, cwd=PROJECT, env=runs.environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
