@@ -27,8 +27,8 @@ def _last(**settings: Any) -> Phases:
     return lambda shared: [*shared[:-1], {**shared[-1], **settings}]
 
 
-def _target(depth: float) -> Phases:
-    return _last(ponder_weight=0.004, target_depth=depth, gate_lr_factor=None)
+def _target(depth: float, **settings: Any) -> Phases:
+    return _last(**{"ponder_weight": 0.004, "target_depth": depth, "gate_lr_factor": None, **settings})
 
 
 def _continued(times: int = 1) -> Phases:
@@ -155,6 +155,9 @@ def _gates_of_first_phase(factor: float) -> Phases:
     return lambda shared: [{**shared[0], "gate_lr_factor": factor}, *shared[1:]]
 
 
+STEERED = 3.4
+"""The target depth at which the controller's own settings are varied."""
+
 STABILITY = [
     next(member for member in FAMILY if member.name == VANILLA),
     Member(REFERENCE, "as shared by all"),
@@ -183,6 +186,31 @@ STABILITY = [
             branch_of=REFERENCE,
         )
         for factor in (0.05, 0.2, 1.0)
+    ),
+    next(member for member in CONTROLLED if member.name == f"target-{STEERED:g}"),
+    *(
+        Member(
+            f"target-weight-{weight:g}",
+            f"target depth {STEERED:g}, lambda at most {weight:g}",
+            phases=_target(STEERED, ponder_weight=weight),
+            branch_of=REFERENCE,
+        )
+        for weight in (0.001, 0.016)
+    ),
+    *(
+        Member(
+            f"target-width-{width:g}",
+            f"target depth {STEERED:g}, at its most from {width:g} passes away",
+            phases=_target(STEERED, target_width=width),
+            branch_of=REFERENCE,
+        )
+        for width in (0.1, 0.9)
+    ),
+    Member(
+        "target-gate-lr",
+        f"target depth {STEERED:g}, LR of gates as without a target",
+        phases=_last(ponder_weight=0.004, target_depth=STEERED),
+        branch_of=REFERENCE,
     ),
 ]
 """One setting at a time; the shared recipe has another value of each."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,18 +17,22 @@ from benchmarks.paper.figures import write_figures
 from benchmarks.paper.members import (
     CONTINUED_LR,
     CONTINUING,
-    CONTROLLED,
     FAMILY,
     LAMBDA_AND_K,
     REFERENCE,
     STABILITY,
     VANILLA,
 )
-from benchmarks.paper.results import Results, as_data, spread
+from benchmarks.paper.results import Results, as_data, held_depths, spread
 from benchmarks.paper.study import Member, Study
 from pipeline.console import console
 from pipeline.durable import write_text
 from pipeline.versions import installed_versions
+
+COMPUTE = (
+    "Compute is counted in multiply-accumulates, head, mixtures and gates included, over those of vanilla: halted "
+    "tokens are skipped at inference and not in training."
+)
 
 
 def write_report(study: Study, folder: Path) -> None:
@@ -44,7 +49,7 @@ def write_report(study: Study, folder: Path) -> None:
         *_section("## The family (the paper's table 1)", _table(results, FAMILY), FAMILY[1:2], results),
         *_section("## One setting at a time", _stability(results), STABILITY[2:], results),
         *_section("## Lambda and k", _table(results, [_reference(), *LAMBDA_AND_K]), LAMBDA_AND_K, results),
-        *_section("## Depth held to a target", _table(results, CONTROLLED), CONTROLLED, results),
+        *_section("## Depth held to a target", _held(results), _steered(results), results),
         *_section("## Continued pretraining", _continued(results), CONTINUING, results),
         "## Figures",
         *(f"![{title}]({name})" for name, title in figures.items()),
@@ -109,14 +114,7 @@ def _table(results: Results, members: Sequence[Member]) -> str:
             f"{work[0] / base[0]:.2f} x" if base else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Compute is counted in multiply-accumulates, head, mixtures and gates included, over"
-            " those of vanilla: inference with halted tokens skipped, training with none skipped.",
-        ]
-    )
+    return "\n".join([*lines, "", COMPUTE])
 
 
 def _stability(results: Results) -> str:
@@ -143,6 +141,36 @@ def _stability(results: Results) -> str:
         f"tokens may halt after {train.phases[0].steps:,} of {train.steps:,} steps, over a ramp of "
         f"{train.phases[-1].ramp_steps:,}; the gates' LR is {before:g} of the others' before that and {after:g} after."
     )
+    return "\n".join([*lines, "", told])
+
+
+def _steered(results: Results) -> list[Member]:
+    """Members that hold a depth."""
+    return [
+        member
+        for member in results.study.members
+        if results.of(member.name)[0].recipe.train.phases[-1].target_depth is not None
+    ]
+
+
+def _held(results: Results) -> str:
+    lines = [
+        "| training | depth on validation, seed by seed | depth while training | loss | inference compute |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for member in _steered(results):
+        found = results.of(member.name)
+        taken = [held_depths(each) for each in found]
+        mean, wide = (statistics.fmean(map(of_one, taken)) for of_one in (statistics.fmean, statistics.pstdev))
+        cells = [
+            member.title,
+            ", ".join(f"{each.mean_depth:.3f}" for each in found),
+            f"{mean:.3f}, {wide:.3f} from step to step",
+            spread([each.loss for each in found]),
+            f"{spread([each.inference_work for each in found], 2)} x",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    told = f"While training: the lines of the last quarter of the steps. {COMPUTE}"
     return "\n".join([*lines, "", told])
 
 

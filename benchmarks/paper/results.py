@@ -104,6 +104,12 @@ def _metrics(folder: Path) -> Measured:
     return Metrics.model_validate_json((folder / "metrics.json").read_bytes()).overall
 
 
+def held_depths(result: Result) -> list[float]:
+    """Mean depths of the training's tokens, by logged step, over the last quarter of all steps."""
+    steps = result.recipe.train.steps
+    return [line["depth/mean"] for line in result.lines if "depth/mean" in line and line["step"] > 0.75 * steps]
+
+
 def spread(values: Sequence[float], digits: int = 4, sign: str = "") -> str:
     """Mean and standard deviation over seeds in words; the mean alone for a single seed."""
     mean = f"{statistics.fmean(values):{sign}.{digits}f}"
