@@ -60,9 +60,7 @@ def ponder_masked(model: Any, inputs: PonderInputs) -> Pondered:
         if config.gating == "learned":
             gate = gate_logits[i].sigmoid()
             if halts:
-                imposed = inputs.imposed_depths
-                goes_on = gate >= config.halt_threshold if imposed is None else imposed > i + 1
-                active = active & goes_on
+                active = active & inputs.goes_on(i, gate_logits[i], config.halt_threshold)
                 depths = depths + active
                 gate = gate * active
             mixture = mixture * gate.unsqueeze(-1).to(mixture.dtype)

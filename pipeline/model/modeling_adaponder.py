@@ -7,6 +7,7 @@ The state dictionary keeps GPT-NeoX's names, with the gates beside them, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +172,7 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
         imposed_depths: torch.Tensor | None = None,
+        decide: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> AdaPonderOutput:
         """The passes over the tokens, the loss where there are labels. B batch, n tokens, p tokens cached before.
 
@@ -182,12 +184,15 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         lowest, which opens gates where ponder_weight is below 0 (see `ponder_loss.py`). logits_to_keep: 0 for the
         logits of all positions. return_logits: whether logits are wanted, by default where no labels are given: the
         loss never holds those of all tokens.
-        imposed_depths: int64 [B, n], a depth for each token in place of the gates' decision, for measurements.
-        Raises ValueError if both kinds of labels are given, labels for logits that are not kept, a cache of the other
-        path or of another number of rows or in training, depths of another shape, or no token.
+        imposed_depths: int64 [B, n], a depth for each token in place of the gates' decision, for measurements; decide:
+        the same while the passes run: given a pass and its gates' logits [B, n], bool [B, n] of the tokens that go on.
+        Raises ValueError if both kinds of labels or of depths are given, labels for logits that are not kept, a cache
+        of the other path or of another number of rows or in training, depths of another shape, or no token.
         """
         if labels is not None and shift_labels is not None:
             raise ValueError("labels and shift_labels are given: give one of them")
+        if imposed_depths is not None and decide is not None:
+            raise ValueError("imposed_depths and decide are given: give one of them")
         if labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is not None and logits_to_keep:
@@ -196,7 +201,9 @@ class AdaPonderForCausalLM(AdaPonderPreTrainedModel, AdaPonderGenerationMixin):
         self._check_inputs(input_ids, cache, imposed_depths)
 
         every_gate = shift_labels is not None and (torch.is_grad_enabled() or ponder_fraction > 0)
-        pondered = self.ponder(PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, every_gate))
+        pondered = self.ponder(
+            PonderInputs(input_ids, attention_mask, position_ids, cache, imposed_depths, decide, every_gate)
+        )
         gates = pondered.gate_logits.sigmoid()
         logits = nll = loss = ce_loss = pushed = None
         if return_logits or (return_logits is None and shift_labels is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,19 @@ class PonderInputs:
     """Keys and values of earlier tokens, to which those of this forward are added; None: neither."""
     imposed_depths: torch.Tensor | None = None
     """int64 [B, n]: the depth of each token in place of the gates' decision; the gates still weigh."""
+    decide: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    """The same while the passes run: from pass i and its gates' logits, float [B, n], which tokens go on, bool [B, n].
+    Of tokens that had halted before the logits are of no meaning, and what is said of them is not heard."""
     every_gate: bool = True
     """Whether gates of tokens that had halted before are wanted too (the ponder loss counts them)."""
+
+    def goes_on(self, i: int, gate_logits: torch.Tensor, threshold: float) -> torch.Tensor:
+        """Which tokens would go on after pass i if they were active, bool; gate_logits: float [B, n] or [B * n]."""
+        if self.decide is not None:
+            return self.decide(i, gate_logits.view(self.input_ids.shape)).view(gate_logits.shape)
+        if self.imposed_depths is not None:
+            return (self.imposed_depths > i + 1).view(gate_logits.shape)
+        return gate_logits.sigmoid() >= threshold
 
 
 @dataclass

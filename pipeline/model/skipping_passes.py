@@ -73,9 +73,7 @@ def _ponder(model: Any, inputs: PonderInputs) -> Pondered:
             break
         weight = gate_logits[i].sigmoid() if has_gate else None
         if config.halts:
-            imposed = inputs.imposed_depths
-            goes_on = weight >= config.halt_threshold if imposed is None else imposed.flatten() > i + 1
-            going = active.flatten() & goes_on
+            going = active.flatten() & inputs.goes_on(i, gate_logits[i], config.halt_threshold)
             next_index = going.nonzero().squeeze(1)
             if len(next_index) == num_rows * n:
                 next_index = None

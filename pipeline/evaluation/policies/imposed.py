@@ -1,19 +1,11 @@
-"""Depths by fixed shares: after each pass the tokens with the largest gate values go on, so many of each row.
-
-A gate sees what the passes before made of its token and of all others, so the depths are found pass by pass: each time
-the network runs with what is decided, and its next gates are read.
-"""
+"""Depths by fixed shares: after each pass the tokens with the largest gate values go on, so many of each row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from pipeline.model import AdaPonderForCausalLM
 
 
 class RowCounts:
@@ -37,23 +29,19 @@ class RowCounts:
         return counts
 
 
-@torch.inference_mode()
-def depths_by_shares(
-    model: AdaPonderForCausalLM, inputs: torch.Tensor, counted: torch.Tensor, counts: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Depths int64 [B, n] for inputs int64 [B, n], on a network whose tokens can halt.
+class LargestGoOn:
+    """What a network's `decide` is for one batch: of each row so many tokens go on, those with the largest gates."""
 
-    counted: bool [B, n], tokens that a policy counts; others, padding, take one pass. counts: of each row, how many of
-    its tokens are active in pass 2, ..., K.
-    """
-    depths = torch.ones_like(inputs)
-    active = counted
-    for i in range(model.config.max_passes - 1):
-        gates = model(inputs, imposed_depths=depths, logits_to_keep=1).gate_logits[..., i]
-        ranked = gates.masked_fill(~active, -torch.inf)
-        going = torch.zeros_like(active)
-        for row, of_row in enumerate(counts):
+    def __init__(self, counted: torch.Tensor, counts: Sequence[Sequence[int]]) -> None:
+        """counted: bool [B, n], tokens that a policy counts; others, padding, take one pass. counts: of each row, how
+        many of its tokens are active in pass 2, ..., K."""
+        self._active, self._counts = counted, counts
+
+    def __call__(self, i: int, gate_logits: torch.Tensor) -> torch.Tensor:
+        """bool [B, n] from float [B, n], pass after pass."""
+        ranked = gate_logits.masked_fill(~self._active, -torch.inf)
+        going = torch.zeros_like(self._active)
+        for row, of_row in enumerate(self._counts):
             going[row, ranked[row].topk(of_row[i]).indices] = True
-        active = going & active
-        depths = depths + active
-    return depths
+        self._active = going & self._active
+        return self._active

@@ -11,14 +11,14 @@ import torch
 from pipeline.data.rows import IGNORED_LABEL
 from pipeline.evaluation.document_sums import DocumentPart, DocumentSums, document_part
 from pipeline.evaluation.halting import run_as
-from pipeline.evaluation.policies.imposed import RowCounts, depths_by_shares
+from pipeline.evaluation.policies.imposed import LargestGoOn, RowCounts
 from pipeline.evaluation.policies.keep_shares import keep_shares
 from pipeline.evaluation.ranks import answered
 from pipeline.evaluation.row_batches import RowBatch, row_batches
 from pipeline.evaluation.subject import Subject
 
 if TYPE_CHECKING:
-    from pipeline.model import AdaPonderForCausalLM
+    pass
 
 LEARNED = "learned"
 
@@ -88,8 +88,9 @@ class _Run:
             with run_as(model, "skip"):
                 for point, counts in zip(self.points, self.counts, strict=True):
                     model.config.halt_threshold = own if point.threshold is None else point.threshold
-                    imposed = _imposed(model, point, inputs, counted, counts)
-                    output = model(inputs, shift_labels=shift_labels, imposed_depths=imposed)
+                    depths = None if point.depth is None else torch.full_like(inputs, point.depth)
+                    decide = None if counts is None else LargestGoOn(counted, counts)
+                    output = model(inputs, shift_labels=shift_labels, imposed_depths=depths, decide=decide)
                     losses.append(output.nll)
                     by_depth.append(torch.bincount(output.depths[counted].cpu(), minlength=max_passes + 1)[1:])
         finally:
@@ -133,16 +134,3 @@ def _jobs(subject: Subject, points: list[Point], batches: Iterable[RowBatch], en
         tokens = (batch.shift_labels != IGNORED_LABEL).sum(dim=1).tolist()
         counts = [None if each is None else [each.next(of_row) for of_row in tokens] for each in shared]
         yield _Run(batch, points, counts, end)
-
-
-def _imposed(
-    model: AdaPonderForCausalLM,
-    point: Point,
-    inputs: torch.Tensor,
-    counted: torch.Tensor,
-    counts: list[list[int]] | None,
-) -> torch.Tensor | None:
-    """Depths of the tokens; None where the gates decide."""
-    if point.depth is not None:
-        return torch.full_like(inputs, point.depth)
-    return None if counts is None else depths_by_shares(model, inputs, counted, counts)

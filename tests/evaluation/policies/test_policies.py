@@ -12,7 +12,7 @@ from pipeline.data.rows import RowReader
 from pipeline.errors import UserError
 from pipeline.evaluation.halting import run_as
 from pipeline.evaluation.identity import identify
-from pipeline.evaluation.policies.imposed import depths_by_shares
+from pipeline.evaluation.policies.imposed import LargestGoOn
 from pipeline.evaluation.policies.suite import PolicySuite, compare_policies
 from pipeline.evaluation.stage import evaluate_suites
 from pipeline.evaluation.subject import Subject
@@ -84,11 +84,10 @@ def test_the_tokens_with_the_largest_gates_go_on(run, checkpoint, model):
     with RowReader(run.shards, read_manifest(run.shards), "validation-words") as reader:
         inputs, _ = reader.batch([0, 1])
     counted = torch.ones_like(inputs, dtype=torch.bool)
-    with run_as(model, "skip"):
-        depths = depths_by_shares(model, inputs, counted, [[20, 5], [7, 7]])
-        with torch.inference_mode():
-            first = model(inputs, imposed_depths=torch.ones_like(inputs)).gate_logits[..., 0]
-            second = model(inputs, imposed_depths=depths.clamp(max=2)).gate_logits[..., 1]
+    with run_as(model, "skip"), torch.inference_mode():
+        depths = model(inputs, decide=LargestGoOn(counted, [[20, 5], [7, 7]])).depths
+        first = model(inputs, imposed_depths=torch.ones_like(inputs)).gate_logits[..., 0]
+        second = model(inputs, imposed_depths=depths.clamp(max=2)).gate_logits[..., 1]
     assert [(depths[row] >= depth).sum().item() for row in (0, 1) for depth in (2, 3)] == [20, 5, 7, 7]
     for row in (0, 1):
         went = depths[row] >= 2
