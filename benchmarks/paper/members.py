@@ -31,13 +31,9 @@ def _target(depth: float, **settings: Any) -> Phases:
     return _last(**{"ponder_weight": 0.004, "target_depth": depth, "gate_lr_factor": None, **settings})
 
 
-def _continued(times: int = 1) -> Phases:
-    """Further steps of a fixed-depth network: as many as the last shared phase has, `times` over."""
-
-    def phases(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{"name": "continued", "steps": times * shared[-1]["steps"], "halting": False, **CONTINUED}]
-
-    return phases
+def _continued(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Further steps of a fixed-depth network: as many as the last shared phase has."""
+    return [{"name": "continued", "steps": shared[-1]["steps"], "halting": False, **CONTINUED}]
 
 
 def _gates_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,16 +98,15 @@ CONTROLLED = [
 FROM_STOCK, FROM_PONDER = "from-vanilla", "from-ponder"
 VANILLA_TOKENS, VANILLA_COMPUTE = "vanilla-continued", "vanilla-continued-compute"
 CONTINUING = [
-    Member(
-        VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued(), CONTINUED_LR, weights_of=VANILLA
-    ),
+    Member(VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued, CONTINUED_LR, weights_of=VANILLA),
     Member(
         VANILLA_COMPUTE,
         "vanilla, as much compute",
         {"max_passes": 1},
-        _continued(4),
+        _continued,
         CONTINUED_LR,
         weights_of=VANILLA,
+        compute_of=next(member for member in FAMILY if member.name == REFERENCE),
     ),
     Member(
         FROM_STOCK,

@@ -22,6 +22,7 @@ from benchmarks.paper.members import (
     REFERENCE,
     STABILITY,
     VANILLA,
+    VANILLA_TOKENS,
 )
 from benchmarks.paper.results import Results, as_data, held_depths, spread
 from benchmarks.paper.study import Member, Study
@@ -175,7 +176,8 @@ def _held(results: Results) -> str:
 
 
 def _continued(results: Results) -> str:
-    lines = ["| training | starts at | ends at | mean depth |", "| --- | --- | --- | --- |"]
+    lines = ["| training | starts at | ends at | mean depth | training compute |", "| --- | --- | --- | --- | --- |"]
+    base = results.of(VANILLA_TOKENS)[0].training_work if VANILLA_TOKENS in results else None
     for member in CONTINUING:
         if member.name not in results:
             continue
@@ -188,11 +190,12 @@ def _continued(results: Results) -> str:
         )
         ends = spread(results.each(member.name, lambda each: each.loss))
         depth = spread(results.each(member.name, lambda each: each.mean_depth), 3)
-        lines.append(f"| {member.title} | {spread(losses)} | {ends} | {depth} |")
+        work = f"{results.of(member.name)[0].training_work / base:.2f} x" if base else ""
+        lines.append(f"| {member.title} | {spread(losses)} | {ends} | {depth} | {work} |")
     told = (
         f"Peak LR {CONTINUED_LR:g} of that from scratch. From PonderLM the gates are trained alone for a sixth of the "
         "steps, then everything; from vanilla, where they start nearly closed, everything, and nothing halts in the "
-        "first half."
+        "first half. Training compute is that of these steps alone, over that of vanilla with as many tokens."
     )
     return "\n".join([*lines, "", told])
 

@@ -87,7 +87,10 @@ def read_result(study: Study, training: Training) -> Result:
     config = model_config(recipe)
     keys = mean_keys(recipe.tokenize.seq_len)
     depths = [entry.tokens for entry in found.by_depth]
-    tokens = recipe.train.steps * recipe.tokens_per_step
+    work = sum(
+        phase.steps * training_work(config, keys, frozen_backbone=phase.train == "gates").model.total
+        for phase in recipe.train.phases
+    )
     return Result(
         training=training,
         recipe=recipe,
@@ -96,7 +99,7 @@ def read_result(study: Study, training: Training) -> Result:
         policies=Policies.model_validate_json(policies.read_bytes()) if policies.is_file() else None,
         lines=[json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()],
         inference_work=work_factor(config, keys, depths),
-        training_work=tokens * training_work(config, keys).model.total,
+        training_work=work * recipe.tokens_per_step,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.model.flops import mean_keys, training_work
+from pipeline.network_config import model_config
 from pipeline.recipe import Recipe
 from pipeline.recipe_reader import parse_recipe, read_recipe
 
@@ -37,6 +39,9 @@ class Member:
     """The member whose first phase this one shares: it goes on from that phase's checkpoint, optimizer included."""
     weights_of: str | None = None
     """The member from whose last weights this one starts, with a fresh optimizer."""
+    compute_of: Member | None = None
+    """The member whose training compute this one spends: so many more steps than its phases say, by what a token costs
+    that one and the member that `weights_of` names."""
     suites: Sequence[str] = ("validation",)
     judged_at_start: bool = False
     """Whether its weights before the first step are judged too."""
@@ -105,8 +110,18 @@ class Study:
         if member.weights_of:
             content["model"] |= {"start": "weights", "backbone": str(self.weights(training.needs[-1]))}
         content["train"]["phases"] = member.phases(content["train"]["phases"])
+        if member.compute_of:
+            origin = next(each for each in self.trainings if each.name == training.needs[-1])
+            times = self._token_work(member.compute_of, training.seed) / self._token_work(origin.member, training.seed)
+            for phase in content["train"]["phases"]:
+                phase["steps"] = round(times * phase["steps"])
         content["train"]["optimizer"]["peak_lr"] *= member.lr_share
         return parse_recipe(content, f"{self.recipe}, {member.name}")
+
+    def _token_work(self, member: Member, seed: int) -> float:
+        """Multiply-accumulates of a token in training."""
+        recipe = self.recipe_of(Training(member, seed))
+        return training_work(model_config(recipe), mean_keys(recipe.tokenize.seq_len)).model.total
 
     def recipe_file(self, training: Training) -> Path:
         return self.root / "recipes" / f"{training.name}.yaml"

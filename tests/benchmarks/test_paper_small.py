@@ -21,6 +21,8 @@ from benchmarks.paper.members import PAPER, STABILITY
 from benchmarks.paper.results import spread
 from benchmarks.paper.study import Study, Training
 from pipeline.errors import UserError
+from pipeline.model.flops import mean_keys, training_work
+from pipeline.network_config import model_config
 from pipeline.recipe_reader import read_recipe
 from pipeline.training.checks import check_recipe
 from tests.conftest import Runs, tiny_recipe
@@ -62,6 +64,21 @@ def test_members_share_data_and_steps_and_differ_in_what_they_say(study, member)
         trunk = study.recipe_of(Training(next(each for each in PAPER if each.name == member.branch_of), 2))
         assert recipe.train.phases[0] == trunk.train.phases[0] and recipe.model == trunk.model
         assert recipe.train.phases[1:] != trunk.train.phases[1:]
+
+
+def test_as_much_compute_is_as_many_multiply_accumulates(study):
+    own, other = (
+        next(member for member in PAPER if member.name == name) for name in ("vanilla-continued-compute", "adaponder")
+    )
+    vanilla = next(member for member in PAPER if member.name == "vanilla")
+    steps = study.recipe_of(Training(own, 1)).train.steps
+    one_pass, all_passes = (model_config(study.recipe_of(Training(member, 1))) for member in (vanilla, other))
+    shared = read_recipe(study.recipe)
+    spent, wanted = (
+        count * training_work(config, mean_keys(shared.tokenize.seq_len)).model.total
+        for count, config in ((steps, one_pass), (shared.train.phases[-1].steps, all_passes))
+    )
+    assert spent == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
