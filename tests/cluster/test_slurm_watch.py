@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ import pytest
 from pipeline.run_folder import RunFolder
 from pipeline.run_status import status_of
 from pipeline.tracking import sync
-from tests.evaluation.tiny_run import make_model, make_run, write_checkpoint
+from tests.evaluation.tiny_run import copy_run, make_model, make_run, write_checkpoint
 from tests.watching.watchers import events_of, finish, in_mlflow, judged, leftovers, note_results, start
 
 pytestmark = pytest.mark.cluster
@@ -51,9 +49,7 @@ def tokenized(cluster, tmp_path_factory):
 def run(tokenized, tmp_path, monkeypatch) -> RunFolder:
     """A run without checkpoints, in a folder of runs of its own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = replace(tokenized, root=tmp_path / "runs")
-    shutil.copytree(tokenized.path, folder.path)
-    return folder
+    return copy_run(tokenized, tmp_path / "runs")
 
 
 @pytest.fixture

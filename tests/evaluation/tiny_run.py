@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,14 @@ def make_run(root: Path, **sections: dict) -> RunFolder:
         content[name] = {**content.get(name, {}), **changed}
     folder = RunFolder(root / "runs", parse_recipe(content, "tiny"))
     tokenize(folder.recipe, folder, "adaponder tokenize tiny")
+    folder.write_recipe()
+    return folder
+
+
+def copy_run(run: RunFolder, root: Path) -> RunFolder:
+    """The run, shards and all, in another folder of runs."""
+    folder = replace(run, root=root)
+    shutil.copytree(run.path, folder.path)
     folder.write_recipe()
     return folder
 

@@ -1,11 +1,8 @@
 """A run with real shards whose checkpoints are written here, a copy for each test."""
 
-import shutil
-from dataclasses import replace
-
 import pytest
 
-from tests.evaluation.tiny_run import make_model, make_run
+from tests.evaluation.tiny_run import copy_run, make_model, make_run
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +24,7 @@ def tokenized(tmp_path_factory):
 def run(tokenized, tmp_path, monkeypatch):
     """The run's folder without checkpoints, in a folder of runs of its own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = replace(tokenized, root=tmp_path / "runs")
-    shutil.copytree(tokenized.path, folder.path)
-    folder.write_recipe()
-    return folder
+    return copy_run(tokenized, tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

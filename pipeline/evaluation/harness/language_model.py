@@ -156,8 +156,8 @@ def language_model_class() -> type:
                 raise UserError(f"task {name}: a continuation is empty in the tokenizer's tokens: nothing to score")
             if len(target) > self.max_length:
                 raise UserError(
-                    f"task {name}: a continuation of {len(target)} tokens is beyond the network's {self.max_length} "
-                    "positions: leave the task out"
+                    f"task {name}: a continuation of {len(target)} tokens is beyond the {self.max_length} "
+                    "tokens that the network has positions for: leave the task out"
                 )
 
         def _way(self, name: str, given: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
@@ -167,8 +167,8 @@ def language_model_class() -> type:
             limit = int(arguments.pop("max_gen_toks"))
             if limit >= self.max_length:
                 raise UserError(
-                    f"task {name} writes {limit} tokens, which leaves no room for a question in the network's "
-                    f"{self.max_length} positions: set max_gen_toks in its generation_kwargs, or leave the task out"
+                    f"task {name} writes {limit} tokens, which leaves no room for a question in the "
+                    f"{self.max_length} tokens that the network has positions for: set max_gen_toks in its generation_kwargs, or leave the task out"
                 )
             for refused in ("num_beams", "num_return_sequences"):
                 if arguments.get(refused, 1) != 1:

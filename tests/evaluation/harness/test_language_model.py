@@ -207,7 +207,7 @@ def test_what_the_network_cannot_do_is_told_with_the_tasks_name(model, tokenizer
         request = Instance(kind, {}, arguments, 0, metadata=("some", 0, 1))  # pyright: ignore
         getattr(ours(model, tokenizer), kind)([request])
 
-    with pytest.raises(UserError, match="task some: a continuation of .* tokens is beyond the network's 64 positions"):
+    with pytest.raises(UserError, match="task some: a continuation of .* tokens is beyond the 64 tokens"):
         ask("loglikelihood", "gate", " token passes" * 60)
     with pytest.raises(UserError, match="task some: a continuation is empty"):
         ask("loglikelihood", "gate", "")
