@@ -168,7 +168,8 @@ def language_model_class() -> type:
             if limit >= self.max_length:
                 raise UserError(
                     f"task {name} writes {limit} tokens, which leaves no room for a question in the "
-                    f"{self.max_length} tokens that the network has positions for: set max_gen_toks in its generation_kwargs, or leave the task out"
+                    f"{self.max_length} tokens that the network has positions for: set max_gen_toks in its "
+                    "generation_kwargs, or leave the task out"
                 )
             for refused in ("num_beams", "num_return_sequences"):
                 if arguments.get(refused, 1) != 1:
