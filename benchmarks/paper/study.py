@@ -95,6 +95,10 @@ class Study:
             content["tokenize"]["sources"] = [_source(Path(self.data))]
         return parse_recipe(content, self.recipe)
 
+    def trunk(self, training: Training) -> Training:
+        """The training that this one needs first: what it branches from, or whose weights it takes."""
+        return next(each for each in self.trainings if each.name == training.needs[0])
+
     def weights(self, run: str) -> Path:
         """Where a run's last weights lie for others to start from."""
         return self.root / run / "weights"
@@ -111,8 +115,8 @@ class Study:
             content["model"] |= {"start": "weights", "backbone": str(self.weights(training.needs[-1]))}
         content["train"]["phases"] = member.phases(content["train"]["phases"])
         if member.compute_of:
-            origin = next(each for each in self.trainings if each.name == training.needs[-1])
-            times = self._token_work(member.compute_of, training.seed) / self._token_work(origin.member, training.seed)
+            origin = self.trunk(training).member
+            times = self._token_work(member.compute_of, training.seed) / self._token_work(origin, training.seed)
             for phase in content["train"]["phases"]:
                 phase["steps"] = round(times * phase["steps"])
         content["train"]["optimizer"]["peak_lr"] *= member.lr_share

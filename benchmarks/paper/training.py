@@ -19,7 +19,7 @@ from benchmarks.paper.study import Study, Training
 from pipeline.checkpoint import checkpoint_name, complete_checkpoints, find_checkpoint, load_model
 from pipeline.console import console
 from pipeline.durable import PARTIAL_SUFFIX
-from pipeline.errors import WorldError
+from pipeline.errors import UserError, WorldError
 from pipeline.run_folder import RunFolder
 
 _POLL_SECONDS = 0.3
@@ -38,7 +38,8 @@ def tokenize(study: Study) -> None:
 def train(study: Study, jobs: int, threads: int) -> None:
     """Train what is not trained yet, a training after those that it needs.
 
-    Raises `WorldError` at the end naming the runs that failed, with their logs; the others are finished by then.
+    Raises `UserError` for a run that was begun under another recipe, `WorldError` at the end naming the runs that
+    failed, with their logs; the others are finished by then.
     """
     waiting = {training.name: training for training in study.trainings if not is_trained(study, training)}
     total = len(study.trainings)
@@ -46,7 +47,7 @@ def train(study: Study, jobs: int, threads: int) -> None:
         console.print(f"train: all {total} trainings stand, nothing to do")
         return
     for training in waiting.values():
-        study.recipe_of(training)  # a member's mistake is told before the first hour, not after it
+        require_own(study, training)  # told before the first hour, not after it
     running: dict[str, Running] = {}
     failed: dict[str, Path] = {}
     with _progress(total, total - len(waiting)) as advance:
@@ -116,6 +117,17 @@ def is_trained(study: Study, training: Training) -> bool:
     return bool(saved) and saved[-1].step == recipe.train.steps and saved[-1].state.recipe_hash == recipe.hash()
 
 
+def require_own(study: Study, training: Training) -> None:
+    """`UserError` where the run was begun under another recipe than it has now: it would go on as half of each."""
+    recipe = study.recipe_of(training)
+    folder = RunFolder(study.root, recipe)
+    saved = complete_checkpoints(folder.checkpoints)
+    own = recipe.hash()
+    taken = {own, study.recipe_of(study.trunk(training)).hash()} if training.member.branch_of else {own}
+    if saved and saved[-1].state.recipe_hash not in taken:
+        raise UserError(f"{folder.path} was trained under another recipe: remove it, or take another --runs")
+
+
 def take_branch(study: Study, training: Training) -> None:
     """Give the run the checkpoint in which the first phase of the training that it branches from ends.
 
@@ -124,7 +136,7 @@ def take_branch(study: Study, training: Training) -> None:
     folder = RunFolder(study.root, study.recipe_of(training)).checkpoints
     if complete_checkpoints(folder):
         return
-    trunk = next(each for each in study.trainings if each.name == training.needs[0])
+    trunk = study.trunk(training)
     step = study.recipe_of(trunk).train.phases[0].steps
     taken = find_checkpoint(RunFolder(study.root, study.recipe_of(trunk)).checkpoints, checkpoint_name(step))
     partial = folder / f"{taken.name}{PARTIAL_SUFFIX}"

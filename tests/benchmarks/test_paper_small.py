@@ -169,3 +169,9 @@ def test_a_whole_study_that_is_stopped_once(tmp_path: Path, text_folder: Path, r
     again = subprocess.run(command, cwd=PROJECT, env=runs.environment(), capture_output=True, text=True, timeout=120)
     assert "all 5 trainings stand, nothing to do" in again.stdout
     assert (tmp_path / "report" / "README.md").read_text() == report
+
+    recipe["train"]["phases"][-1]["ponder_weight"] = 0.2
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    other = subprocess.run(command, cwd=PROJECT, env=runs.environment(), capture_output=True, text=True, timeout=120)
+    assert other.returncode == 2
+    assert "adaponder-seed3 was trained under another recipe: remove it, or take another --runs" in other.stderr
