@@ -8,13 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from benchmarks.paper.progress import progress
 from benchmarks.paper.study import Study, Training
 from pipeline.checkpoint import checkpoint_name, complete_checkpoints, find_checkpoint, load_model
 from pipeline.console import console
@@ -50,7 +47,7 @@ def train(study: Study, jobs: int, threads: int) -> None:
         require_own(study, training)  # told before the first hour, not after it
     running: dict[str, Running] = {}
     failed: dict[str, Path] = {}
-    with _progress(total, total - len(waiting)) as advance:
+    with progress("train", total, total - len(waiting)) as advance:
         try:
             while waiting or running:
                 for name in [name for name, each in waiting.items() if set(each.needs) & set(failed)]:
@@ -67,7 +64,7 @@ def train(study: Study, jobs: int, threads: int) -> None:
                     del running[name]
                     if code:
                         failed[name] = each.log
-                    advance(name, each.seconds)
+                    advance(f"{name}: {each.seconds:.0f} s")
                 time.sleep(_POLL_SECONDS)
         finally:
             for each in running.values():
@@ -158,21 +155,3 @@ def export_weights(study: Study, run: str) -> None:
 
 def command(stage: str, recipe: Path, root: Path) -> list[str]:
     return [sys.executable, "-m", "pipeline", stage, str(recipe), "--runs", str(root)]
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[str, float], None]]:
-    columns = (
-        TextColumn("train"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task("", total=total, completed=done)
-
-        def advance(name: str, seconds: float) -> None:
-            bars.update(task, advance=1, description=f"{name}: {seconds:.0f} s")
-
-        yield advance
