@@ -33,15 +33,15 @@ def _target(depth: float, **settings: Any) -> Phases:
 
 def _continued(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Further steps of a fixed-depth network: as many as the last shared phase has."""
-    return [{"name": "continued", "steps": shared[-1]["steps"], "halting": False, **CONTINUED}]
+    return [{"name": "continued", "steps": shared[-1]["steps"], "halting": False}]
 
 
 def _gates_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The gates alone for a sixth of the last phase's steps, the backbone frozen; then everything together."""
     steps = shared[-1]["steps"]
     return [
-        {"name": "gates", "steps": steps // 6, "train": "gates", "halting": False, **CONTINUED},
-        {**shared[-1], **CONTINUED, "steps": steps - steps // 6},
+        {"name": "gates", "steps": steps // 6, "train": "gates", "halting": False},
+        {**shared[-1], "steps": steps - steps // 6},
     ]
 
 
@@ -50,16 +50,21 @@ def _opening_first(shared: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     The gates learn as fast as the rest: a slower one stays closed for as long as these trainings are.
     """
-    half, own = shared[-1]["steps"] // 2, {**CONTINUED, "gate_lr_factor": 1.0}
+    half = shared[-1]["steps"] // 2
     return [
-        {"name": "opening", "steps": half, "halting": False, **own},
-        {**shared[-1], **own, "steps": shared[-1]["steps"] - half, "ramp_steps": shared[-1]["ramp_steps"] // 2},
+        {"name": "opening", "steps": half, "halting": False, "gate_lr_factor": 1.0},
+        {
+            **shared[-1],
+            "gate_lr_factor": 1.0,
+            "steps": shared[-1]["steps"] - half,
+            "ramp_steps": shared[-1]["ramp_steps"] // 2,
+        },
     ]
 
 
-CONTINUED = {"schedule": {"kind": "cosine", "warmup_share": 0.05}}
-CONTINUED_LR = 0.6
-"""Of the LR from scratch; the paper takes a tenth of a far longer training's."""
+CONTINUED_LR, CONTINUED_SCHEDULE = 0.6, {"kind": "cosine", "warmup_share": 0.05}
+"""Of the LR from scratch, where the paper takes a tenth of a far longer training's; one schedule over all phases, as
+that which they are compared with has."""
 
 FAMILY = [
     Member(VANILLA, "vanilla (one pass)", {"max_passes": 1}, _joined()),
@@ -98,13 +103,22 @@ CONTROLLED = [
 FROM_STOCK, FROM_PONDER = "from-vanilla", "from-ponder"
 VANILLA_TOKENS, VANILLA_COMPUTE = "vanilla-continued", "vanilla-continued-compute"
 CONTINUING = [
-    Member(VANILLA_TOKENS, "vanilla, as many tokens", {"max_passes": 1}, _continued, CONTINUED_LR, weights_of=VANILLA),
+    Member(
+        VANILLA_TOKENS,
+        "vanilla, as many tokens",
+        {"max_passes": 1},
+        _continued,
+        CONTINUED_LR,
+        CONTINUED_SCHEDULE,
+        weights_of=VANILLA,
+    ),
     Member(
         VANILLA_COMPUTE,
         "vanilla, as much compute",
         {"max_passes": 1},
         _continued,
         CONTINUED_LR,
+        CONTINUED_SCHEDULE,
         weights_of=VANILLA,
         compute_of=next(member for member in FAMILY if member.name == REFERENCE),
     ),
@@ -114,6 +128,7 @@ CONTINUING = [
         {"gate_start": "closed"},
         _opening_first,
         CONTINUED_LR,
+        CONTINUED_SCHEDULE,
         weights_of=VANILLA,
         judged_at_start=True,
     ),
@@ -123,6 +138,7 @@ CONTINUING = [
         {"gating": "learned", "gate_start": "open"},
         _gates_first,
         CONTINUED_LR,
+        CONTINUED_SCHEDULE,
         weights_of=PONDER,
         judged_at_start=True,
     ),

@@ -35,6 +35,8 @@ class Member:
     phases: Phases = lambda shared: shared
     lr_share: float = 1.0
     """Its peak LR over the shared recipe's."""
+    schedule: Mapping[str, Any] | None = None
+    """Of its LR over all its steps; None: the shared recipe's."""
     branch_of: str | None = None
     """The member whose first phase this one shares: it goes on from that phase's checkpoint, optimizer included."""
     weights_of: str | None = None
@@ -120,6 +122,8 @@ class Study:
             for phase in content["train"]["phases"]:
                 phase["steps"] = round(times * phase["steps"])
         content["train"]["optimizer"]["peak_lr"] *= member.lr_share
+        if member.schedule:
+            content["train"]["optimizer"]["schedule"] = dict(member.schedule)
         return parse_recipe(content, f"{self.recipe}, {member.name}")
 
     def _token_work(self, member: Member, seed: int) -> float:
