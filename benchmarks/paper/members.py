@@ -12,6 +12,10 @@ TARGETS = (3.0, 3.4, 3.8)
 FULL_SUITES = ("validation", "depth", "policies")
 
 
+def _named(members: list[Member], name: str) -> Member:
+    return next(member for member in members if member.name == name)
+
+
 def _joined(**settings: Any) -> Phases:
     """One phase as long as all of the shared ones together, in which nothing halts."""
 
@@ -120,7 +124,7 @@ CONTINUING = [
         CONTINUED_LR,
         CONTINUED_SCHEDULE,
         weights_of=VANILLA,
-        compute_of=next(member for member in FAMILY if member.name == REFERENCE),
+        compute_of=_named(FAMILY, REFERENCE),
     ),
     Member(
         FROM_STOCK,
@@ -170,7 +174,7 @@ STEERED = 3.4
 """The target depth at which the controller's own settings are varied."""
 
 STABILITY = [
-    next(member for member in FAMILY if member.name == VANILLA),
+    _named(FAMILY, VANILLA),
     Member(REFERENCE, "as shared by all"),
     *(Member(f"bias-{bias:g}", f"gates start at logit {bias:g}", {"gate_start": bias}) for bias in (0.0, 1.0, 5.0)),
     *(
@@ -198,24 +202,19 @@ STABILITY = [
         )
         for factor in (0.05, 0.2, 1.0)
     ),
-    next(member for member in CONTROLLED if member.name == f"target-{STEERED:g}"),
+    _named(CONTROLLED, f"target-{STEERED:g}"),
     *(
         Member(
-            f"target-weight-{weight:g}",
-            f"target depth {STEERED:g}, lambda at most {weight:g}",
-            phases=_target(STEERED, ponder_weight=weight),
+            f"target-{name}-{value:g}",
+            f"target depth {STEERED:g}, {title.format(value)}",
+            phases=_target(STEERED, **{field: value}),
             branch_of=REFERENCE,
         )
-        for weight in (0.001, 0.016)
-    ),
-    *(
-        Member(
-            f"target-width-{width:g}",
-            f"target depth {STEERED:g}, at its most from {width:g} passes away",
-            phases=_target(STEERED, target_width=width),
-            branch_of=REFERENCE,
+        for name, title, field, values in (
+            ("weight", "lambda at most {:g}", "ponder_weight", (0.001, 0.016)),
+            ("width", "at its most from {:g} passes away", "target_width", (0.1, 0.9)),
         )
-        for width in (0.1, 0.9)
+        for value in values
     ),
     Member(
         "target-gate-lr",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,9 +15,6 @@ from pipeline.evaluation.policies.keep_shares import keep_shares
 from pipeline.evaluation.ranks import answered
 from pipeline.evaluation.row_batches import RowBatch, row_batches
 from pipeline.evaluation.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 LEARNED = "learned"
 
