@@ -110,6 +110,11 @@ class RunFolder:
 
 
 def write_resolved_recipe(recipe: Recipe, path: Path) -> None:
+    """Write `resolved_text`; the file has one writer at a time."""
+    write_text(path, resolved_text(recipe))
+
+
+def resolved_text(recipe: Recipe) -> str:
     """The recipe with every default filled in, as YAML; its hash stands in the first line."""
     text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
-    write_text(path, f"# Resolved recipe, sha256 {recipe.hash()}\n{text}")
+    return f"# Resolved recipe, sha256 {recipe.hash()}\n{text}"

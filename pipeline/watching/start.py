@@ -8,10 +8,11 @@ from pathlib import Path
 from launch.targets import kubernetes, slurm
 from launch.targets.launching import Launch
 from pipeline.console import print_between
+from pipeline.durable import write_new
 from pipeline.errors import UserError
 from pipeline.evaluation.check import check_evaluation, check_validation_rows
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder, write_resolved_recipe
+from pipeline.run_folder import RunFolder, resolved_text
 from pipeline.watching.attempt import Place
 from pipeline.watching.cluster import KubernetesPlace, SlurmPlace
 from pipeline.watching.local import LocalPlace
@@ -55,7 +56,8 @@ def keep_recipe(recipe: Recipe, folder: RunFolder) -> Path:
     """What the judging processes read: the operator's file may change while this watches."""
     path = folder.evaluation_jobs / f"recipe-{recipe.hash()[:12]}.yaml"
     if not path.exists():
-        write_resolved_recipe(recipe, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_new(path, resolved_text(recipe))  # watchers that start together all write it
     return path
 
 
