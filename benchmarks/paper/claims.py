@@ -73,12 +73,23 @@ def _better_policy(results: Results) -> Claim:
 def _deeper_is_harder(results: Results) -> Claim:
     found = [deeper_over_shallower(result) for result in results.of(REFERENCE)]
     differences = [difference for difference in found if difference is not None]
+    numbers = (
+        f"loss at the greatest depth above that at the least {spread(differences, sign='+')} nat"
+        if differences
+        else "all tokens have one depth"
+    )
+    if FROM_STOCK in results and (
+        continued := [losses for each in results.of(FROM_STOCK) if (losses := by_depth(each))]
+    ):
+        over = [losses[-1] - losses[0] for losses in continued], [losses[-1] - min(losses) for losses in continued]
+        numbers += (
+            f"; {FROM_STOCK}: above that at the least {spread(over[0], sign='+')}, "
+            f"above the lowest {spread(over[1], sign='+')}"
+        )
     return Claim(
         "Deeper tokens are harder",
         len(differences) == len(results.seeds) and min(differences) > 0,
-        f"loss at the greatest depth above that at the least {spread(differences, sign='+')} nat"
-        if differences
-        else "all tokens have one depth",
+        numbers,
     )
 
 
@@ -104,8 +115,13 @@ def _separate_gates(results: Results) -> Claim:
 
 def deeper_over_shallower(result: Result) -> float | None:
     """Loss of the deepest tokens above that of the shallowest, nats; None where all have one depth."""
-    counted = [each.loss for each in result.found.by_depth if each.tokens >= SHALLOW_TOKENS and each.loss is not None]
-    return counted[-1] - counted[0] if len(counted) > 1 else None
+    losses = by_depth(result)
+    return losses[-1] - losses[0] if len(losses) > 1 else None
+
+
+def by_depth(result: Result) -> list[float]:
+    """Loss of the tokens of each depth that counts, nats, the least depth first."""
+    return [each.loss for each in result.found.by_depth if each.tokens >= SHALLOW_TOKENS and each.loss is not None]
 
 
 def collapsed(lines: list[dict[str, float]]) -> bool:

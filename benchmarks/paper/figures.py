@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.members import FRACTIONS, LAMBDAS, REFERENCE, SHARED, TARGETS
-from benchmarks.paper.results import Results
+from benchmarks.paper.members import FRACTIONS, FROM_STOCK, LAMBDAS, REFERENCE, SHARED, TARGETS
+from benchmarks.paper.results import Result, Results
 from pipeline.evaluation.figure import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW, new_figure
 
 COLOURS = [BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY, "#000000"]
@@ -89,28 +89,37 @@ def _passes(results: Results, path: Path, title: str) -> None:
 
 
 def _loss_by_depth(results: Results, path: Path, title: str) -> None:
-    figure, axes = new_figure(title, f"{_told(results)}; area of a mark: share of the tokens; line: all tokens")
-    for number, result in enumerate(results.of(REFERENCE)):
-        total = result.found.tokens
-        shown = [each for each in result.found.by_depth if each.tokens > LEAST_SHARE * total]
-        entries = [each for each in shown if each.loss is not None]
-        color = COLOURS[number % len(COLOURS)]
-        axes.scatter(
-            [each.depth + 0.06 * number for each in entries],
-            [each.loss or 0.0 for each in entries],
-            s=[30 + 600 * each.tokens / total for each in entries],
-            color=color,
-            alpha=0.6,
-            label=f"seed {result.training.seed}",
-        )
-        axes.axhline(result.loss, color=color, linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(1, len(results.of(REFERENCE)[0].depths) + 1))
-    axes.set_xlabel("depth (passes of a token)")
-    axes.set_ylabel("loss (nats a token)")
-    legend = axes.legend(frameon=False, fontsize=8)
-    for handle in legend.legend_handles:
-        handle.set_sizes([40])  # pyright: ignore
+    told = f"{_told(results)}; area of a mark: share of the tokens; dotted: all tokens"
+    members = [member for member in (REFERENCE, FROM_STOCK) if member in results]
+    figure, axes = new_figure(title, told, (4.5 * len(members), 4.5))
+    axes.remove()
+    for panel, member in zip(figure.subplots(1, len(members), squeeze=False)[0], members, strict=True):
+        for number, result in enumerate(results.of(member)):
+            _by_depth(panel, result, number)
+        panel.set_title(results.of(member)[0].training.member.title, fontsize=9)
+        panel.set_xticks(range(1, len(results.of(member)[0].depths) + 1))
+        panel.set_xlabel("depth (passes of a token)")
+        panel.set_ylabel("loss (nats a token)")
+        panel.spines[["top", "right"]].set_visible(False)
+        legend = panel.legend(frameon=False, fontsize=8)
+        for handle in legend.legend_handles:
+            handle.set_sizes([40])  # pyright: ignore
     figure.savefig(path, dpi=150)
+
+
+def _by_depth(panel: Any, result: Result, number: int) -> None:
+    """One seed's marks, beside those of the other seeds."""
+    total, color = result.found.tokens, COLOURS[number % len(COLOURS)]
+    shown = [each for each in result.found.by_depth if each.tokens > LEAST_SHARE * total and each.loss is not None]
+    panel.scatter(
+        [each.depth + 0.06 * number for each in shown],
+        [each.loss for each in shown],
+        s=[30 + 600 * each.tokens / total for each in shown],
+        color=color,
+        alpha=0.6,
+        label=f"seed {result.training.seed}",
+    )
+    panel.axhline(result.loss, color=color, linewidth=0.8, linestyle=":")
 
 
 def _policies(results: Results, path: Path, title: str) -> None:

@@ -78,10 +78,10 @@ FAMILY = [
     Member(PAUSE, "pause tokens (3)", {"max_passes": 1, "pause_tokens": 3}, _joined()),
     Member(SHARED, "one shared gate", {"shared_gate": True}),
     Member("no-bottom-k", "without bottom-K", phases=_last(ponder_fraction=1.0, ramp_steps=0), branch_of=REFERENCE),
-    Member("no-kv-reuse", "without K/V reuse", {"kv_reuse": False}),
-    Member("kv-reuse-only", "K/V reuse only", {"freeze_halted": False}),
+    Member("no-kv-reuse", "without K/V reuse", {"kv_reuse": False}, branch_of=REFERENCE),
+    Member("kv-reuse-only", "K/V reuse only", {"freeze_halted": False}, branch_of=REFERENCE),
     Member("last-gate", "gate on the last pass", {"gate_on_last_pass": True}),
-    Member("logit-loss", "ponder loss on logits", {"ponder_loss_on": "logit"}),
+    Member("logit-loss", "ponder loss on logits", {"ponder_loss_on": "logit"}, branch_of=REFERENCE),
 ]
 
 LAMBDAS, FRACTIONS = (0.05, 0.1, 0.2), (0.05, 0.1, 0.2)

@@ -44,7 +44,7 @@ def write_report(study: Study, folder: Path) -> None:
     write_text(folder / "results.json", json.dumps(as_data(results), indent=1) + "\n")
     parts = [
         f"# The paper's comparisons in small: {Path(study.recipe).stem}",
-        _what(study),
+        _what(study, results),
         "## What the paper finds, and what came out",
         _claims(results),
         *_section("## The family (the paper's table 1)", _table(results, FAMILY), FAMILY[1:2], results),
@@ -69,8 +69,9 @@ def _reference() -> Member:
     return next(member for member in FAMILY if member.name == REFERENCE)
 
 
-def _what(study: Study) -> str:
-    recipe = study.recipe_of(next(iter(study.trainings)))
+def _what(study: Study, results: Results) -> str:
+    first = next(iter(study.trainings))
+    recipe, tokens = study.recipe_of(first), results.of(first.member.name)[0].found.tokens
     train, backbone = study.data_recipe.train, recipe.model.backbone
     size = (
         backbone
@@ -82,7 +83,7 @@ def _what(study: Study) -> str:
         f"Backbone: {size}. {steps} steps of {study.data_recipe.tokens_per_step:,} tokens "
         f"({train.steps * study.data_recipe.tokens_per_step:,} in all), the same rows in the same order for every "
         f"member of a seed; seeds {', '.join(map(str, study.seeds))}. Every number is a mean over seeds ± their "
-        "standard deviation, on all validation rows. Loss is in nats a token."
+        f"standard deviation, on {tokens:,} validation tokens. Loss is in nats a token."
     )
 
 

@@ -38,7 +38,8 @@ class Member:
     schedule: Mapping[str, Any] | None = None
     """Of its LR over all its steps; None: the shared recipe's."""
     branch_of: str | None = None
-    """The member whose first phase this one shares: it goes on from that phase's checkpoint, optimizer included."""
+    """The member whose first phase this one shares: it goes on from that phase's checkpoint, optimizer included. What
+    its network differs in does nothing as long as nothing halts."""
     weights_of: str | None = None
     """The member from whose last weights this one starts, with a fresh optimizer."""
     compute_of: Member | None = None

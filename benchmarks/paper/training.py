@@ -11,12 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.utils import CONFIG_NAME
+
 from benchmarks.paper.progress import progress
 from benchmarks.paper.study import Study, Training
-from pipeline.checkpoint import checkpoint_name, complete_checkpoints, find_checkpoint, load_model
+from pipeline.checkpoint import STATE_FILE, checkpoint_name, complete_checkpoints, find_checkpoint, load_model
+from pipeline.checkpoint_marker import measured, write_marker
 from pipeline.console import console
-from pipeline.durable import PARTIAL_SUFFIX
+from pipeline.durable import PARTIAL_SUFFIX, write_json, write_text
 from pipeline.errors import UserError, WorldError
+from pipeline.network_config import model_config
 from pipeline.run_folder import RunFolder
 
 _POLL_SECONDS = 0.3
@@ -119,26 +123,31 @@ def require_own(study: Study, training: Training) -> None:
     recipe = study.recipe_of(training)
     folder = RunFolder(study.root, recipe)
     saved = complete_checkpoints(folder.checkpoints)
-    own = recipe.hash()
-    taken = {own, study.recipe_of(study.trunk(training)).hash()} if training.member.branch_of else {own}
-    if saved and saved[-1].state.recipe_hash not in taken:
+    if saved and saved[-1].state.recipe_hash != recipe.hash():
         raise UserError(f"{folder.path} was trained under another recipe: remove it, or take another --runs")
 
 
 def take_branch(study: Study, training: Training) -> None:
     """Give the run the checkpoint in which the first phase of the training that it branches from ends.
 
-    Files are linked, since none is ever written again. Nothing is done where the run has checkpoints.
+    As if the run had taken those steps itself: with its own recipe and its own network's settings. Files of states are
+    linked, since none is ever written again. Nothing is done where the run has checkpoints.
     """
-    folder = RunFolder(study.root, study.recipe_of(training)).checkpoints
+    recipe, trunk = study.recipe_of(training), study.recipe_of(study.trunk(training))
+    folder = RunFolder(study.root, recipe).checkpoints
     if complete_checkpoints(folder):
         return
-    trunk = study.trunk(training)
-    step = study.recipe_of(trunk).train.phases[0].steps
-    taken = find_checkpoint(RunFolder(study.root, study.recipe_of(trunk)).checkpoints, checkpoint_name(step))
+    taken = find_checkpoint(RunFolder(study.root, trunk).checkpoints, checkpoint_name(trunk.train.phases[0].steps))
     partial = folder / f"{taken.name}{PARTIAL_SUFFIX}"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(taken.path, partial, copy_function=os.link)
+    state = taken.state.model_copy(update={"recipe": recipe.resolved(), "recipe_hash": recipe.hash()})
+    write_text(partial / STATE_FILE, state.model_dump_json(indent=2) + "\n")
+    own, other = model_config(recipe).to_dict(), model_config(trunk).to_dict()
+    config = json.loads((partial / CONFIG_NAME).read_text(encoding="utf-8"))
+    write_json(partial / CONFIG_NAME, config | {name: own[name] for name in own if own[name] != other.get(name)})
+    rewritten = {name: measured(partial / name) for name in (STATE_FILE, CONFIG_NAME)}
+    write_marker(partial, {**taken.marker.files, **rewritten})
     partial.rename(folder / taken.name)
 
 

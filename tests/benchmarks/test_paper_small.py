@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,17 +21,20 @@ from benchmarks.paper.claims import _beyond_spread
 from benchmarks.paper.members import PAPER, STABILITY
 from benchmarks.paper.results import spread
 from benchmarks.paper.study import Study, Training
+from pipeline.checkpoint import find_checkpoint, load_model
+from pipeline.checkpoint_marker import wrong_files
 from pipeline.errors import UserError
 from pipeline.model.flops import mean_keys, training_work
 from pipeline.network_config import model_config
 from pipeline.recipe_reader import read_recipe
 from pipeline.training.checks import check_recipe
+from pipeline.training.model_start import start_model
 from tests.conftest import Runs, tiny_recipe
 
 PROJECT = Path(__file__).parents[2]
 RECIPE = PROJECT / "benchmarks" / "paper_small.yaml"
 RECIPES = [RECIPE, PROJECT / "benchmarks" / "paper_70m.yaml"]
-FEW = ("vanilla", "ponder", "adaponder", "no-bottom-k", "from-vanilla")
+FEW = ("vanilla", "ponder", "adaponder", "logit-loss", "from-vanilla")
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
@@ -62,8 +66,26 @@ def test_members_share_data_and_steps_and_differ_in_what_they_say(study, member)
         assert recipe.train.steps == shared.train.steps
     if member.branch_of:
         trunk = study.recipe_of(Training(next(each for each in PAPER if each.name == member.branch_of), 2))
-        assert recipe.train.phases[0] == trunk.train.phases[0] and recipe.model == trunk.model
-        assert recipe.train.phases[1:] != trunk.train.phases[1:]
+        assert recipe.train.phases[0] == trunk.train.phases[0]
+        assert (recipe.model, recipe.train.phases[1:]) != (trunk.model, trunk.train.phases[1:])
+
+
+@pytest.mark.parametrize("member", [each for each in PAPER if each.branch_of], ids=lambda member: member.name)
+def test_a_branch_takes_the_steps_of_its_trunk_s_first_phase(tmp_path, member):
+    """The same loss and gradients, so that its own first phase would have ended in the same weights."""
+    study, training = Study(str(RECIPE), tmp_path, PAPER, (2,)), Training(member, 2)
+    losses, gradients = [], []
+    for one in (training, study.trunk(training)):
+        recipe = study.recipe_of(one)
+        model = start_model(recipe)
+        model.config.halting = "none"
+        assert not recipe.train.phases[0].halting
+        tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(recipe.seed))
+        loss = model(tokens[:, :-1], shift_labels=tokens[:, 1:]).loss
+        loss.backward()
+        losses.append(loss)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
+    assert losses[0] == losses[1] and torch.equal(*gradients)
 
 
 def test_as_much_compute_is_as_many_multiply_accumulates(study):
@@ -158,8 +180,11 @@ def test_a_whole_study_that_is_stopped_once(tmp_path: Path, text_folder: Path, r
     assert lines["from-vanilla"]["validation_at_start"]["loss"] > 0
     assert {"learned", "uniform", "constant ratio"} <= lines["adaponder"]["equal_compute"].keys()
     # The branch has its first phase from the trunk and took no step of it again.
-    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/no-bottom-k-seed3/metrics.jsonl").open()]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/logit-loss-seed3/metrics.jsonl").open()]
     assert steps == list(range(7, 13))
+    taken = find_checkpoint(tmp_path / "runs/logit-loss-seed3/checkpoints", "step-00000006")
+    assert not wrong_files(taken.path, taken.marker) and taken.state.recipe["model"]["ponder_loss_on"] == "logit"
+    assert load_model(taken).config.ponder_loss_on == "logit"
 
     report = (tmp_path / "report" / "README.md").read_text()
     for figure in re.findall(r"\]\(([^)]+\.png)\)", report):
