@@ -69,7 +69,7 @@ ifneq ($(MODEL),)
 endif
 	$(BIN)/python -m benchmarks.table
 
-# The paper's comparisons in small, three seeds: some 47 minutes on two cores. The same command continues.
+# The paper's comparisons in small, three seeds: some 42 minutes on two cores. The same command continues.
 paper-small: $(INSTALLED)
 	$(BIN)/python -m benchmarks.paper_small --report docs/results/paper-small
 
